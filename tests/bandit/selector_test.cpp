@@ -1,0 +1,328 @@
+#include "droppeft/bandit/selector.hpp"
+
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <stdexcept>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "droppeft/bandit/thompson.hpp"
+#include "droppeft/bandit/ucb.hpp"
+#include "droppeft/random/stream.hpp"
+
+using namespace droppeft;
+
+namespace {
+
+// A policy written by a user: explore with a fixed probability, else be greedy.
+struct EpsilonGreedy {
+  double epsilon = 0.1;
+
+  static constexpr std::string_view name = "epsilon_greedy";
+  static constexpr double min_reward = 0;
+  static constexpr double max_reward = 1;
+
+  void validate() const { check(epsilon >= 0 && epsilon <= 1, "EpsilonGreedy: epsilon"); }
+  nlohmann::json settings() const { return {{"epsilon", epsilon}}; }
+  double observe(double reward, Stream&) const { return reward; }
+  auto scorer(const ArmRecord& total, Stream& stream) const {
+    return [mean = total.mean(), explore = stream.uniform() < epsilon](const ArmRecord& arm) {
+      return explore ? 0.0 : arm.mean(mean);
+    };
+  }
+};
+
+// A selector written by a user: each arm in its turn.
+class RoundRobin {
+ public:
+  explicit RoundRobin(std::size_t arms) : records_(arms) {}
+  Ticket select() {
+    const Ticket ticket{next_, static_cast<std::size_t>(next_) % arms()};
+    ++next_;
+    ++records_[ticket.arm].pending;
+    return ticket;
+  }
+  void update(Ticket ticket, double reward) {
+    expire(ticket);
+    ++records_[ticket.arm].plays;
+    records_[ticket.arm].sum += reward;
+  }
+  void expire(Ticket ticket) { --records_[ticket.arm].pending; }
+  std::size_t arms() const { return records_.size(); }
+  ArmRecord record(std::size_t arm) const { return records_[arm]; }
+  nlohmann::json save() const { return next_; }
+  void load(const nlohmann::json& state) { next_ = state.get<std::uint64_t>(); }
+
+ private:
+  std::vector<ArmRecord> records_;
+  std::uint64_t next_ = 0;
+};
+static_assert(Selector<RoundRobin>);
+
+using EpsilonGreedySelector = BanditSelector<EpsilonGreedy>;
+static_assert(Selector<EpsilonGreedySelector> && Selector<UcbSelector> &&
+              Selector<BetaThompsonSelector> && Selector<GaussianThompsonSelector>);
+
+double payout(std::size_t arm, Stream& world) {
+  return world.uniform() < 0.2 + 0.1 * static_cast<double>(arm % 6) ? 1.0 : 0.0;
+}
+
+// Plays `steps` rounds with up to `spread` tickets open; rewards come in a mixed order, some never.
+template <class S>
+std::vector<std::size_t> play(S& selector, Stream& world, std::vector<Ticket>& open, int steps,
+                              std::size_t spread) {
+  std::vector<std::size_t> arms;
+  for (int i = 0; i < steps; ++i) {
+    open.push_back(selector.select());
+    arms.push_back(open.back().arm);
+    if (open.size() < spread) continue;
+    std::swap(open[world() % open.size()], open.back());
+    if (world() % 8 == 0)
+      selector.expire(open.back());
+    else
+      selector.update(open.back(), payout(open.back().arm, world));
+    open.pop_back();
+  }
+  return arms;
+}
+
+}  // namespace
+
+TEST_CASE_TEMPLATE("every arm is tried first, also when all plays are chosen before any answer", S,
+                   UcbSelector, BetaThompsonSelector, GaussianThompsonSelector,
+                   EpsilonGreedySelector) {
+  std::set<std::vector<std::size_t>> orders;
+  for (std::uint64_t seed = 0; seed < 20; ++seed) {
+    S selector(5, {.stream = Stream(seed)});
+    std::vector<std::size_t> order;
+    for (int i = 0; i < 5; ++i) order.push_back(selector.select().arm);
+    CHECK(std::set(order.begin(), order.end()).size() == 5);
+    orders.insert(order);
+  }
+  CHECK(orders.size() > 10);
+}
+
+TEST_CASE("plays that wait for their reward make a batch spread over the arms") {
+  UcbSelector selector(4);
+  std::vector<int> plays(4, 0);
+  for (int i = 0; i < 40; ++i) ++plays[selector.select().arm];
+  CHECK(plays == std::vector<int>(4, 10));
+}
+
+TEST_CASE("rewards may come late and in any order") {
+  const auto state_after = [](std::vector<std::size_t> order) {
+    UcbSelector selector(3, {.stream = Stream(1)});
+    std::vector<Ticket> tickets;
+    for (int i = 0; i < 6; ++i) tickets.push_back(selector.select());
+    for (const std::size_t i : order)
+      selector.update(tickets[i], 0.25 * static_cast<double>(tickets[i].arm));
+    return selector.save();
+  };
+  CHECK(state_after({0, 1, 2, 3, 4, 5}) == state_after({5, 2, 0, 4, 1, 3}));
+}
+
+TEST_CASE("a ticket counts once: used, expired, forged and foreign tickets are refused") {
+  UcbSelector selector(3);
+  const Ticket first = selector.select();
+  const Ticket second = selector.select();
+  selector.update(first, 1);
+  CHECK_THROWS_WITH_AS(selector.update(first, 1),
+                       doctest::Contains("BanditSelector::update: ticket 0 of arm"),
+                       std::invalid_argument);
+  CHECK_THROWS_WITH_AS(selector.expire(first),
+                       doctest::Contains("BanditSelector::expire: ticket 0"),
+                       std::invalid_argument);
+  selector.expire(second);
+  CHECK_THROWS_AS(selector.update(second, 1), std::invalid_argument);
+  CHECK_THROWS_AS(selector.update({99, 0}, 1), std::invalid_argument);
+  const Ticket third = selector.select();
+  CHECK_THROWS_AS(selector.update({third.id, (third.arm + 1) % 3}, 1), std::invalid_argument);
+  CHECK(selector.record(third.arm).pending == 1);
+  selector.update(third, 0.5);
+  CHECK(selector.record(third.arm).mean() == 0.5);
+}
+
+TEST_CASE("an expired play leaves no trace but the numbers drawn") {
+  UcbSelector selector(2);
+  const Ticket ticket = selector.select();
+  selector.expire(ticket);
+  CHECK(selector.record(ticket.arm).visits() == 0);
+}
+
+TEST_CASE_TEMPLATE("rewards that are no numbers or out of range are refused and change nothing", S,
+                   UcbSelector, BetaThompsonSelector, GaussianThompsonSelector) {
+  S selector(2);
+  const Ticket ticket = selector.select();
+  const auto before = selector.save();
+  for (const double bad :
+       {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity(),
+        -std::numeric_limits<double>::infinity(), 1e200})
+    CHECK_THROWS_WITH_AS(selector.update(ticket, bad), doctest::Contains("reward must be in ["),
+                         std::invalid_argument);
+  CHECK(selector.save() == before);
+  selector.update(ticket, 1);
+}
+
+TEST_CASE("wrong arguments of a selector are refused") {
+  CHECK_THROWS_WITH_AS(UcbSelector(0), "BanditSelector: arms must be at least 1, got 0",
+                       std::invalid_argument);
+  CHECK_THROWS_WITH_AS(UcbSelector(2).record(2), "BanditSelector: arm must be below 2, got 2",
+                       std::invalid_argument);
+}
+
+TEST_CASE("one arm is played for ever") {
+  UcbSelector selector(1);
+  for (int i = 0; i < 5; ++i) CHECK(selector.select().arm == 0);
+}
+
+TEST_CASE("ties are broken evenly") {
+  std::vector<int> first(4, 0);
+  for (std::uint64_t seed = 0; seed < 4000; ++seed)
+    ++first[UcbSelector(4, {.stream = Stream(seed)}).select().arm];
+  for (const int times : first) {
+    const double sigmas = (times - 1000) / std::sqrt(4000 * 0.25 * 0.75);
+    CHECK(std::abs(sigmas) <= 5);
+  }
+}
+
+TEST_CASE("a window counts the last rewards only") {
+  UcbSelector selector(2, {.window = 4});
+  std::vector<std::pair<std::size_t, double>> history;
+  Stream world(3);
+  for (int i = 0; i < 50; ++i) {
+    const Ticket ticket = selector.select();
+    // Wildly different sizes: what left the window must leave no rounding error behind.
+    const double reward = i % 7 == 0 ? 1e90 : world.uniform();
+    selector.update(ticket, reward);
+    history.emplace_back(ticket.arm, reward);
+    for (std::size_t arm = 0; arm < 2; ++arm) {
+      std::uint64_t plays = 0;
+      double sum = 0;
+      for (std::size_t j = history.size() - std::min<std::size_t>(4, history.size());
+           j < history.size(); ++j)
+        if (history[j].first == arm) {
+          ++plays;
+          sum += history[j].second;
+        }
+      CHECK(selector.record(arm).plays == plays);
+      CHECK(selector.record(arm).sum == sum);
+    }
+  }
+}
+
+TEST_CASE("with a window a selector follows rewards that change, without one it lags") {
+  const auto late_share = [](std::size_t window) {
+    GaussianThompsonSelector selector(2, {.stream = Stream(4), .window = window});
+    Stream world(5);
+    int good = 0;
+    for (int i = 0; i < 3000; ++i) {
+      const Ticket ticket = selector.select();
+      const std::size_t best = i < 2000 ? 0 : 1;
+      if (i >= 2500) good += ticket.arm == best;
+      selector.update(ticket, world.uniform() < (ticket.arm == best ? 0.8 : 0.3) ? 1 : 0);
+    }
+    return good / 500.0;
+  };
+  CHECK(late_share(100) > 0.75);
+  CHECK(late_share(0) < 0.5);
+}
+
+TEST_CASE_TEMPLATE("a selector that was saved and loaded goes on bit for bit", S, UcbSelector,
+                   BetaThompsonSelector, GaussianThompsonSelector, EpsilonGreedySelector) {
+  for (const std::size_t window : {0U, 7U, 64U}) {
+    typename S::Options options;
+    options.window = window;
+    options.stream = Stream(0xFEDCBA9876543210).fold(0xFFFFFFFFFFFFFFFF);
+    S undisturbed(6, options);
+    Stream world(9);
+    std::vector<Ticket> open;
+    play(undisturbed, world, open, 101, 9);
+
+    options.stream = Stream(1);
+    S resumed(6, options);
+    const auto state = undisturbed.save();
+    resumed.load(nlohmann::json::parse(state.dump()));
+    CHECK(resumed.save().dump() == state.dump());
+    Stream same_world = world;
+    auto same_open = open;
+    CHECK(play(undisturbed, world, open, 200, 9) == play(resumed, same_world, same_open, 200, 9));
+    CHECK(resumed.save().dump() == undisturbed.save().dump());
+  }
+}
+
+TEST_CASE("the state of another selector is refused") {
+  const auto state = UcbSelector(3).save();
+  CHECK_THROWS_WITH_AS(UcbSelector(4).load(state), "BanditSelector.arms must be 4, got 3",
+                       std::runtime_error);
+  CHECK_THROWS_WITH_AS(GaussianThompsonSelector(3).load(state),
+                       "BanditSelector.policy must be \"gaussian_thompson\", got \"ucb1\"",
+                       std::runtime_error);
+  CHECK_THROWS_WITH_AS(UcbSelector(3, {.policy = {.exploration = 1}}).load(state),
+                       doctest::Contains("BanditSelector.settings must be"), std::runtime_error);
+  CHECK_THROWS_WITH_AS(UcbSelector(3, {.window = 5}).load(state),
+                       doctest::Contains("BanditSelector.window"), std::runtime_error);
+}
+
+TEST_CASE("a corrupted state is refused and the selector stays as it was") {
+  BetaThompsonSelector selector(3, {.stream = Stream(2), .window = 8});
+  Stream world(1);
+  std::vector<Ticket> open;
+  play(selector, world, open, 20, 4);
+  const auto good = selector.save();
+  BetaThompsonSelector other(3, {.window = 8});
+  const auto before = other.save();
+  const auto refuses = [&](const char* path, const nlohmann::json& value) {
+    auto bad = good;
+    bad[nlohmann::json::json_pointer(path)] = value;
+    CAPTURE(path);
+    CAPTURE(value.dump());
+    CHECK_THROWS_AS(other.load(bad), std::runtime_error);
+    CHECK(other.save() == before);
+  };
+  refuses("/version", 2);
+  refuses("/version", nullptr);
+  refuses("/stream", {1, 2});
+  refuses("/stream", {1, 2, 3, 4});
+  refuses("/stream/1", -1);
+  refuses("/stream/1", 0.5);
+  refuses("/stream/1", "1");
+  refuses("/next_id", 0);
+  refuses("/next_id", nullptr);
+  refuses("/open/0/1", 3);
+  refuses("/open/1", good["open"][0]);
+  refuses("/open/0", 7);
+  refuses("/open", "none");
+  refuses("/records/0", {1e9, 0});
+  refuses("/records/0/0", 99);
+  refuses("/records/1/1", 0.5);
+  refuses("/records/1/1", nullptr);
+  refuses("/rewards/0/1", 2);
+  refuses("/rewards/0/0", 3);
+  refuses("/rewards/8", {0, 0});
+  refuses("/rewards", nlohmann::json::array());
+  for (const auto& [key, value] : good.items()) {
+    auto bad = good;
+    bad.erase(key);
+    CHECK_THROWS_AS(other.load(bad), std::runtime_error);
+  }
+  for (const nlohmann::json& bad : {nlohmann::json(), nlohmann::json(3), nlohmann::json::array()})
+    CHECK_THROWS_AS(other.load(bad), std::runtime_error);
+  other.load(good);
+  CHECK(other.save() == good);
+}
+
+TEST_CASE("open tickets are found whatever the order of their ids") {
+  OpenTickets open;
+  for (const std::uint64_t id : {5U, 1U, 9U}) open.open({id, 0}, "Here");
+  CHECK_THROWS_WITH_AS(open.open({9, 1}, "Here"), "Here: ticket 9 is open already",
+                       std::invalid_argument);
+  open.close({5, 0}, "Here");
+  CHECK(open.tickets() == std::vector<Ticket>{{1, 0}, {9, 0}});
+}
