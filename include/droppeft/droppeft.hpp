@@ -1,0 +1,31 @@
+#pragma once
+
+/// Every public header. A program that wants one part includes that part's header alone, and
+/// compiles faster.
+
+#include "droppeft/bandit/selector.hpp"
+#include "droppeft/bandit/thompson.hpp"
+#include "droppeft/bandit/ucb.hpp"
+#include "droppeft/configurator.hpp"
+#include "droppeft/core/check.hpp"
+#include "droppeft/core/module.hpp"
+#include "droppeft/core/state.hpp"
+#include "droppeft/dropout/droppable.hpp"
+#include "droppeft/dropout/gate.hpp"
+#include "droppeft/dropout/layer_dropout.hpp"
+#include "droppeft/dropout/layer_stack.hpp"
+#include "droppeft/dropout/rate_schedule.hpp"
+#include "droppeft/federated/fedavg.hpp"
+#include "droppeft/federated/layer_sharing.hpp"
+#include "droppeft/io/safetensors.hpp"
+#include "droppeft/io/wordpiece.hpp"
+#include "droppeft/kernels/cuda/slots.hpp"
+#include "droppeft/memory/meter.hpp"
+#include "droppeft/peft/add_lora.hpp"
+#include "droppeft/peft/linear.hpp"
+#include "droppeft/peft/lora.hpp"
+#include "droppeft/peft/targets.hpp"
+#include "droppeft/random/philox.hpp"
+#include "droppeft/random/shuffle.hpp"
+#include "droppeft/random/stream.hpp"
+#include "droppeft/version.hpp"
