@@ -1,0 +1,253 @@
+// Time, memory and overhead of layer dropout. Rows: step_skip, peak_memory, wrapper; what each
+// measures is in docs/bench.md. --quick: MiniLM's shape only, three repetitions.
+#include <ATen/ATen.h>
+#include <benchmark/benchmark.h>
+#include <torch/nn/modules/linear.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <droppeft/core/module.hpp>
+#include <droppeft/dropout/gate.hpp>
+#include <droppeft/dropout/layer_dropout.hpp>
+#include <droppeft/dropout/layer_stack.hpp>
+#include <droppeft/memory/meter.hpp>
+#include <droppeft/peft/add_lora.hpp>
+#include <iostream>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "limits.hpp"
+#include "models/bert.hpp"
+
+namespace {
+
+constexpr std::int64_t rank = 8;
+
+struct Shape {
+  const char* name;
+  std::int64_t layers, width, heads, sequences, length;
+  int repetitions;
+
+  std::int64_t tokens() const { return sequences * length; }
+};
+const Shape shapes[] = {{"MiniLM", 6, 384, 12, 16, 64, 9},
+                        {"BERT-base", 12, 768, 12, 8, 128, 5},
+                        {"BERT-large", 24, 1024, 16, 4, 128, 3}};
+
+/// A classifier with random weights and LoRA on query and value, and one batch for it.
+struct Training {
+  explicit Training(const Shape& shape)
+      : model(
+            BertConfig{
+                .width = shape.width,
+                .layers = shape.layers,
+                .heads = shape.heads,
+                .inner = 4 * shape.width,
+            },
+            2),
+        ids(at::randint(model->config.vocabulary, {shape.sequences, shape.length}, at::kLong)),
+        labels(at::randint(2, {shape.sequences}, at::kLong)) {
+    droppeft::add_lora(*model, {"query", "value"}, droppeft::LoraOptions(rank));
+    droppeft::freeze(*model->head, false);
+    step(droppeft::Plan(static_cast<std::size_t>(shape.layers)));  // pages, threads, kernels
+  }
+
+  void step(const droppeft::Plan& plan) {
+    const droppeft::PlanScope scope(*model, plan);
+    const at::Tensor loss = at::cross_entropy_loss(model->forward(ids, {}), labels);
+    model->zero_grad();
+    loss.backward();
+  }
+
+  TextClassifier model;
+  at::Tensor ids, labels;
+};
+
+Training& training(const Shape& shape) {
+  static std::map<std::string, std::unique_ptr<Training>> made;
+  auto& entry = made[shape.name];
+  if (!entry) entry = std::make_unique<Training>(shape);
+  return *entry;
+}
+
+/// A random plan with `k` of `layers` layers active.
+droppeft::Plan draw_plan(std::int64_t k, std::int64_t layers, droppeft::Stream& stream) {
+  const auto count = static_cast<std::size_t>(layers);
+  if (k > 0) {
+    const double rate = 1 - static_cast<double>(k) / static_cast<double>(layers);
+    return droppeft::FixedGate()(std::vector<double>(count, rate), stream);
+  }
+  droppeft::Plan plan(count);
+  for (std::size_t layer = 0; layer < count; ++layer) plan.set(layer, false);
+  return plan;
+}
+
+/// Seconds of every repetition, by row.
+std::map<std::string, std::vector<double>> measured;
+
+template <class Function>
+void time_once(benchmark::State& state, const std::string& row, const Function& function) {
+  for ([[maybe_unused]] auto turn : state) {
+    const auto start = std::chrono::steady_clock::now();
+    function();
+    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+    state.SetIterationTime(taken.count());
+    measured[row].push_back(taken.count());
+  }
+}
+
+std::optional<double> median(const std::string& row) {
+  if (!measured.contains(row)) return std::nullopt;
+  auto values = measured[row];
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+template <class Function>
+benchmark::internal::Benchmark* add_row(const std::string& row, int repetitions,
+                                        Function function) {
+  return benchmark::RegisterBenchmark(row.c_str(),
+                                      [=](benchmark::State& state) mutable { function(state, row); })
+      ->Iterations(1)
+      ->Repetitions(repetitions)
+      ->ReportAggregatesOnly(repetitions > 1)
+      ->UseManualTime()
+      ->Unit(benchmark::kMillisecond);
+}
+
+std::string step_row(const Shape& shape, std::int64_t k) {
+  return std::string("step_skip/") + shape.name + "/" + std::to_string(k);
+}
+
+void add_step_skip(const Shape& shape) {
+  for (std::int64_t k = shape.layers; k >= 0; --k)
+    add_row(step_row(shape, k), shape.repetitions,
+            [&shape, k](benchmark::State& state, const std::string& row) {
+              static droppeft::Stream stream(1);
+              const auto plan = draw_plan(k, shape.layers, stream);
+              auto& run = training(shape);
+              time_once(state, row, [&] { run.step(plan); });
+            });
+}
+
+void print_step_skip(const Shape& shape) {
+  const auto all = median(step_row(shape, shape.layers)), none = median(step_row(shape, 0));
+  if (!all || !none) return;
+  std::printf("\nstep_skip %s, %d x %d\n active     ms  ideal ms  %% of the ideal saving\n",
+              shape.name, static_cast<int>(shape.sequences), static_cast<int>(shape.length));
+  for (std::int64_t k = shape.layers; k >= 1; --k) {
+    const auto time = median(step_row(shape, k));
+    if (!time) continue;
+    const double share = static_cast<double>(k) / static_cast<double>(shape.layers);
+    const double ideal = *none + share * (*all - *none);
+    std::printf("%7d %6.1f %9.1f", static_cast<int>(k), 1e3 * *time, 1e3 * ideal);
+    if (k < shape.layers) std::printf(" %10.1f", 100 * (*all - *time) / (*all - ideal));
+    std::printf("\n");
+  }
+}
+
+/// The derivation is in docs/bench.md.
+std::int64_t derived_peak(const Shape& shape, std::int64_t k) {
+  const std::int64_t saved = 44 * shape.width + 4 * shape.heads + 2 * 8 + 2 * 4 * rank;
+  return (k * saved + 32 * shape.width) * shape.tokens();
+}
+
+void add_peak_memory(const Shape& shape) {
+  for (std::int64_t k = shape.layers; k >= 1; k -= std::max<std::int64_t>(shape.layers / 6, 1))
+    add_row(std::string("peak_memory/") + shape.name + "/" + std::to_string(k), 1,
+            [&shape, k](benchmark::State& state, const std::string& row) {
+              static droppeft::Stream stream(2);
+              const auto plan = draw_plan(k, shape.layers, stream);
+              auto& run = training(shape);
+              run.model->zero_grad();
+              const droppeft::MemoryMeter meter;
+              time_once(state, row, [&] { run.step(plan); });
+              const auto peak = static_cast<double>(meter.peak());
+              const auto derived = static_cast<double>(derived_peak(shape, k));
+              state.counters["peak_MB"] = 1e-6 * peak;
+              state.counters["derived_MB"] = 1e-6 * derived;
+              state.counters["difference_%"] = 100 * (peak / derived - 1);
+            });
+}
+
+constexpr int calls = 20'000;
+
+/// Adds the time of `calls` calls of a module's forward on a small tensor.
+template <class Module>
+void add_wrapper(const std::string& name, Module module, std::optional<bool> plan,
+                 int repetitions) {
+  add_row("wrapper/" + name, repetitions,
+          [module, plan](benchmark::State& state, const std::string& row) mutable {
+            const at::Tensor x = at::ones({4});
+            std::optional<droppeft::PlanScope> scope;
+            if (plan) {
+              droppeft::Plan active(1);
+              active.set(0, *plan);
+              scope.emplace(*module, active);
+            }
+            time_once(state, row, [&] {
+              for (int call = 0; call < calls; ++call)
+                benchmark::DoNotOptimize(module->forward(x));
+            });
+          });
+}
+
+void add_wrappers(int repetitions) {
+  using torch::nn::Identity;
+  const double never = 0, nearly_always = 1 - 0x1p-53;
+  const auto layer = [](double rate) { return droppeft::LayerDropout<Identity>({}, rate); };
+  const auto stack = [](double rate) {
+    return droppeft::LayerStack<Identity>(std::vector<Identity>{Identity()},
+                                          droppeft::LayerStackOptions().rates({rate}));
+  };
+  add_wrapper("bare", Identity(), std::nullopt, repetitions);
+  add_wrapper("LayerDropout/kept", layer(never), std::nullopt, repetitions);
+  add_wrapper("LayerDropout/dropped", layer(nearly_always), std::nullopt, repetitions);
+  add_wrapper("LayerDropout/kept_by_plan", layer(never), true, repetitions);
+  add_wrapper("LayerDropout/dropped_by_plan", layer(never), false, repetitions);
+  add_wrapper("LayerStack/kept", stack(never), std::nullopt, repetitions);
+  add_wrapper("LayerStack/dropped", stack(nearly_always), std::nullopt, repetitions);
+  add_wrapper("LayerStack/kept_by_plan", stack(never), true, repetitions);
+  add_wrapper("LayerStack/dropped_by_plan", stack(never), false, repetitions);
+}
+
+void print_wrappers() {
+  const auto bare = median("wrapper/bare");
+  if (!bare) return;
+  std::printf("\nwrapper: ns a call over the bare block\n");
+  for (const auto& [row, times] : measured)
+    if (row.starts_with("wrapper/") && row != "wrapper/bare")
+      std::printf("%8.0f  %s\n", 1e9 * (*median(row) - *bare) / calls, row.c_str() + 8);
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  std::vector<char*> options(arguments, arguments + count);
+  const auto is_quick = [](const char* option) { return std::strcmp(option, "--quick") == 0; };
+  const bool quick = std::erase_if(options, is_quick) > 0;
+  char interleave[] = "--benchmark_enable_random_interleaving=true";
+  options.insert(options.begin() + 1, interleave);
+  int left = static_cast<int>(options.size());
+  benchmark::Initialize(&left, options.data());
+  if (benchmark::ReportUnrecognizedArguments(left, options.data())) return 2;
+
+  print_machine(std::cout);
+  for (const Shape& shape : shapes) {
+    if (quick && &shape != shapes) break;
+    add_step_skip(shape);
+    add_peak_memory(shape);
+  }
+  add_wrappers(quick ? 3 : 9);
+  benchmark::RunSpecifiedBenchmarks();
+  for (const Shape& shape : shapes) print_step_skip(shape);
+  print_wrappers();
+}

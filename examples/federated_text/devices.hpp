@@ -1,0 +1,143 @@
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <boost/random/gamma_distribution.hpp>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <droppeft/core/check.hpp>
+#include <droppeft/random/shuffle.hpp>
+#include <droppeft/random/stream.hpp>
+#include <numeric>
+#include <string_view>
+#include <vector>
+
+#include "models/bert.hpp"
+#include "text_data.hpp"
+
+/// A speed class: the fp32 arithmetic that a device sustains in training, FLOP/s. The figures are
+/// our assumption, at the scale of a Raspberry Pi 4, a Raspberry Pi 5 and a small laptop.
+struct SpeedClass {
+  std::string_view name;
+  double flops;
+};
+inline constexpr std::array speed_classes{SpeedClass{"slow", 10e9}, SpeedClass{"middle", 30e9},
+                                          SpeedClass{"fast", 90e9}};
+
+/// One simulated device.
+struct Device {
+  std::vector<std::size_t> train;  // rows that it trains on
+  std::vector<std::size_t> held;   // rows held back, on which the gain of a round is measured
+  std::vector<std::size_t> test;   // its share of the test set
+  SpeedClass speed;
+  double bandwidth;  // bits per second, either way
+};
+
+/// Deals `rows` of each class to `shares`: shares[class][device], each class summing to 1.
+inline std::vector<std::vector<std::size_t>> deal(const std::vector<Example>& examples,
+                                                  const std::vector<std::vector<double>>& shares,
+                                                  const droppeft::Stream& stream) {
+  std::vector<std::vector<std::size_t>> dealt(shares.front().size());
+  for (std::size_t label = 0; label < shares.size(); ++label) {
+    std::vector<std::size_t> rows;
+    for (std::size_t row = 0; row < examples.size(); ++row)
+      if (examples[row].label == static_cast<std::int64_t>(label)) rows.push_back(row);
+    droppeft::Stream order = stream.fold(label);
+    droppeft::shuffle(std::span(rows), order);
+    double share = 0;
+    std::size_t first = 0;
+    for (std::size_t device = 0; device < dealt.size(); ++device) {
+      share += shares[label][device];
+      const auto end =
+          device + 1 == dealt.size()
+              ? rows.size()
+              : static_cast<std::size_t>(share * static_cast<double>(rows.size()) + 0.5);
+      for (; first < std::min(end, rows.size()); ++first) dealt[device].push_back(rows[first]);
+    }
+  }
+  return dealt;
+}
+
+/// Devices with unlike data, speeds and links: each class is dealt by Dirichlet(alpha) over the
+/// devices, the test set in the same proportions; then the poorest devices are given rows of the
+/// richest until each has at least `least`. Speed classes go round robin, bandwidths are
+/// log-uniform in [1, 100] Mbit/s. Throws std::invalid_argument when there are too few rows.
+inline std::vector<Device> make_devices(const TextData& data, std::size_t count, double alpha,
+                                        std::size_t least, std::size_t held,
+                                        const droppeft::Stream& stream) {
+  droppeft::check(data.train.size() >= count * least, "--clients: ", count, " devices need ", least,
+                  " training rows each, but there are only ", data.train.size());
+  droppeft::Stream numbers = stream.fold(0);
+  std::vector<std::vector<double>> shares;
+  for (std::size_t label = 0; label < data.labels.size(); ++label) {
+    boost::random::gamma_distribution<double> gamma(alpha);
+    std::vector<double> share(count);
+    for (double& part : share) part = gamma(numbers);
+    const double total = std::accumulate(share.begin(), share.end(), 0.0);
+    for (double& part : share) part = total > 0 ? part / total : 1.0 / static_cast<double>(count);
+    shares.push_back(std::move(share));
+  }
+  auto train = deal(data.train, shares, stream.fold(1));
+  auto test = deal(data.test, shares, stream.fold(2));
+
+  droppeft::Stream order = stream.fold(3);
+  for (auto& rows : train) droppeft::shuffle(std::span(rows), order);
+  const auto by_size = [](const auto& a, const auto& b) { return a.size() < b.size(); };
+  for (auto& poor : train)
+    while (poor.size() < least) {
+      auto& rich = *std::max_element(train.begin(), train.end(), by_size);
+      poor.push_back(rich.back());
+      rich.pop_back();
+    }
+
+  std::vector<Device> devices;
+  for (std::size_t device = 0; device < count; ++device) {
+    auto& rows = train[device];
+    std::vector<std::size_t> back(rows.end() - static_cast<std::ptrdiff_t>(held), rows.end());
+    rows.resize(rows.size() - held);
+    devices.push_back({std::move(rows), std::move(back), std::move(test[device]),
+                       speed_classes[device % speed_classes.size()],
+                       1e6 * std::pow(100.0, numbers.uniform())});
+  }
+  return devices;
+}
+
+/// Floating-point operations of one encoder layer on a batch of padded texts: two for each
+/// multiply-add of the linear maps, T (8 d^2 + 4 d f), of attention, 4 T S d, and of rank-r
+/// adapters on query and value, 8 T r d. Norms, gelu and the head are left out: under 2 % here.
+struct LayerCost {
+  BertConfig config;
+  std::int64_t rank;
+
+  double forward(std::int64_t tokens, std::int64_t length) const {
+    return linear(tokens) + attention(tokens, length) + adapter(tokens);
+  }
+
+  /// Frozen maps are passed once on the way back, adapters twice (input and weight), attention
+  /// twice.
+  double backward(std::int64_t tokens, std::int64_t length) const {
+    return linear(tokens) + 2 * attention(tokens, length) + 2 * adapter(tokens);
+  }
+
+ private:
+  static double number(std::int64_t value) { return static_cast<double>(value); }
+  double linear(std::int64_t tokens) const {
+    const double d = number(config.width);
+    return number(tokens) * (8 * d * d + 4 * d * number(config.inner));
+  }
+  double attention(std::int64_t tokens, std::int64_t length) const {
+    return 4 * number(tokens) * number(length) * number(config.width);
+  }
+  double adapter(std::int64_t tokens) const {
+    return 8 * number(tokens) * number(rank) * number(config.width);
+  }
+};
+
+inline constexpr std::string_view cost_model =
+    "A device's seconds = FLOPs of its active layers / FLOP/s of its class + bits sent and "
+    "received /"
+    " its bandwidth; a round lasts as long as its slowest device. FLOPs are counted (linear maps,"
+    " attention, adapters; frozen maps once forward and once backward). Classes: slow 10, middle "
+    "30,"
+    " fast 90 GFLOP/s sustained (assumed); links log-uniform in 1 to 100 Mbit/s.";

@@ -1,0 +1,412 @@
+#pragma once
+
+#include <ATen/ATen.h>
+#include <torch/optim/adamw.h>
+#include <torch/utils.h>
+
+#include <algorithm>
+#include <chrono>
+#include <droppeft/bandit/thompson.hpp>
+#include <droppeft/bandit/ucb.hpp>
+#include <droppeft/configurator.hpp>
+#include <droppeft/core/state.hpp>
+#include <droppeft/dropout/gate.hpp>
+#include <droppeft/federated/fedavg.hpp>
+#include <droppeft/federated/layer_sharing.hpp>
+#include <droppeft/io/safetensors.hpp>
+#include <droppeft/memory/meter.hpp>
+#include <droppeft/peft/add_lora.hpp>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "devices.hpp"
+#include "models/bert.hpp"
+#include "models/bert_files.hpp"
+#include "settings.hpp"
+#include "text_data.hpp"
+#include "training.hpp"
+
+/// Who decides the drop rates of the devices.
+using Configurator = std::variant<droppeft::SelectorConfigurator<droppeft::UcbSelector>,
+                                  droppeft::SelectorConfigurator<droppeft::ThompsonSelector>,
+                                  droppeft::PopulationConfigurator>;
+
+inline Configurator make_configurator(const std::string& selector, const droppeft::Stream& stream) {
+  const auto grid = droppeft::configurations();
+  if (selector == "paper") return droppeft::PopulationConfigurator({.stream = stream});
+  if (selector == "ucb")
+    return droppeft::SelectorConfigurator(
+        droppeft::UcbSelector(grid.size(), {.stream = stream, .policy = {.exploration = 0.1}}));
+  return droppeft::SelectorConfigurator(
+      droppeft::ThompsonSelector(grid.size(), {.stream = stream, .policy = {.noise_sd = 0.2}}));
+}
+
+/// A line of metrics.jsonl. Seconds and bytes are sums since the start; rates are means over
+/// layers.
+struct RoundMetrics {
+  std::int64_t round = 0;
+  double sim_seconds = 0, wall_seconds = 0;
+  double accuracy = 0, personal_accuracy = 0, loss = 0;
+  std::vector<double> drop_rates;
+  std::int64_t peak_bytes = 0, bytes_up = 0, bytes_down = 0;
+};
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(RoundMetrics, round, sim_seconds, wall_seconds, accuracy,
+                                   personal_accuracy, loss, drop_rates, peak_bytes, bytes_up,
+                                   bytes_down)
+
+/// A simulated federation: one frozen encoder, of which every device sees the whole, and an adapter
+/// state for each device that keeps some layers for itself.
+class Federation {
+ public:
+  /// `step` is told after each local step how many of the round's are done, and how many there are.
+  using Progress = std::function<void(std::int64_t done, std::int64_t all)>;
+
+  Federation(const Settings& settings, TextClassifier model, const TextData& data)
+      : settings_(settings),
+        model_(std::move(model)),
+        data_(data),
+        root_(settings.seed),
+        layer_names_("encoder.layer."),
+        cost_{model_->config, settings.rank} {
+    if (settings.rank > 0)
+      droppeft::add_lora(*model_, {"query", "value"},
+                         droppeft::LoraOptions(settings.rank).alpha(2.0 * number(settings.rank)));
+    else
+      droppeft::freeze(*model_);
+    droppeft::freeze(*model_->head, false);
+    const auto batch = static_cast<std::size_t>(settings.batch);
+    devices_ = make_devices(data, static_cast<std::size_t>(settings.clients), settings.alpha,
+                            2 * batch, adaptive() ? std::max<std::size_t>(batch / 2, 1) : 0,
+                            root_.fold(stream_of_split));
+    personal_.resize(devices_.size());
+    global_ = droppeft::trainable_state(*model_);
+    configurator_.emplace(make_configurator(settings.selector, root_.fold(stream_of_configurator)));
+  }
+
+  std::int64_t rounds_done() const { return static_cast<std::int64_t>(metrics_.size()); }
+  const std::vector<RoundMetrics>& metrics() const { return metrics_; }
+
+  /// The adapters and the head that the devices share.
+  const droppeft::State& global() const { return global_; }
+
+  /// Plays one round and evaluates: clients train, the server averages, everybody is tested.
+  const RoundMetrics& play_round(const Progress& progress) {
+    const auto start = std::chrono::steady_clock::now();
+    RoundMetrics now = metrics_.empty() ? RoundMetrics{} : metrics_.back();
+    ++now.round;
+    now.loss = 0;
+    now.drop_rates.clear();
+    const droppeft::Stream stream =
+        root_.fold(stream_of_rounds).fold(number<std::uint64_t>(now.round));
+    const auto participants = sample_participants(stream.fold(0));
+    const auto assignments = assign(participants);
+
+    droppeft::FedAvg average;
+    double slowest = 0;
+    for (std::size_t i = 0; i < participants.size(); ++i) {
+      const auto client = participants[i];
+      const auto rates = drop_rates(assignments, i);
+      const auto done = static_cast<std::int64_t>(i) * settings_.local_steps;
+      const auto sent =
+          train(client, rates, now.round, stream.fold(1 + client), [&](std::int64_t step) {
+            progress(done + step, settings_.clients_per_round * settings_.local_steps);
+          });
+      average.add(sent.shared, static_cast<double>(devices_[client].train.size()));
+      if (!assignments.empty()) report(assignments[i], sent);
+      slowest = std::max(slowest, sent.seconds);
+      now.loss += sent.loss / static_cast<double>(participants.size());
+      now.drop_rates.push_back(mean(rates));
+      now.peak_bytes = std::max(now.peak_bytes, sent.peak_bytes);
+      now.bytes_up += sent.shared.nbytes();
+      now.bytes_down += sent.bytes_down;
+    }
+    if (adaptive())
+      std::visit([](auto& configurator) { configurator.finish_round(); }, *configurator_);
+    global_ = global_.updated(server_step(average.value()));
+    now.sim_seconds += slowest;
+
+    test(now);
+    now.wall_seconds +=
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    metrics_.push_back(now);
+    return metrics_.back();
+  }
+
+  /// Writes everything that the next round depends on to one file, which is replaced as a whole.
+  void save(const std::filesystem::path& path) const {
+    droppeft::State state;
+    for (const auto& [name, tensor] : global_) state.insert("global/" + name, tensor);
+    for (const auto& [name, tensor] : velocity_) state.insert("velocity/" + name, tensor);
+    for (std::size_t client = 0; client < personal_.size(); ++client)
+      for (const auto& [name, tensor] : personal_[client])
+        state.insert("client " + std::to_string(client) + "/" + name, tensor);
+    nlohmann::json json{{"settings", settings_}, {"metrics", metrics_}};
+    json["configurator"] =
+        std::visit([](const auto& configurator) { return configurator.save(); }, *configurator_);
+    droppeft::save_safetensors(path, state, {{"federated_text", json.dump()}});
+  }
+
+  /// Goes on from such a file. Throws std::runtime_error when it belongs to a run of other
+  /// settings.
+  void load(const std::filesystem::path& path) {
+    std::map<std::string, std::string> metadata;
+    const droppeft::State state = droppeft::load_safetensors(path, &metadata);
+    droppeft::require(metadata.contains("federated_text"), path.string(),
+                      " is not a checkpoint of federated_text");
+    const auto json = nlohmann::json::parse(metadata.at("federated_text"));
+    const nlohmann::json mine = settings_;
+    for (const auto& [key, value] : mine.items())
+      droppeft::require(json.at("settings").value(key, nlohmann::json()) == value,
+                        "--resume: ", path.string(), " was made with ", key, " = ",
+                        json.at("settings").value(key, nlohmann::json()).dump(), ", not ",
+                        value.dump());
+    for (const auto& [name, tensor] : state) {
+      const auto slash = name.find('/');
+      const std::string owner = name.substr(0, slash), rest = name.substr(slash + 1);
+      if (owner == "velocity")
+        velocity_.insert(rest, tensor.clone());
+      else if (owner != "global")
+        personal_.at(std::stoul(owner.substr(std::string("client ").size())))
+            .insert(rest, tensor.clone());
+    }
+    droppeft::State global;
+    for (const auto& [name, tensor] : global_)
+      global.insert(name, state.at("global/" + name).clone());
+    global_ = global;
+    metrics_ = json.at("metrics").get<std::vector<RoundMetrics>>();
+    std::visit([&](auto& configurator) { configurator.load(json.at("configurator")); },
+               *configurator_);
+  }
+
+ private:
+  // What the parts of a run draw from: root.fold(one of these).
+  enum : std::uint64_t { stream_of_split, stream_of_configurator, stream_of_rounds };
+
+  /// What a device sends after its local steps, and what they cost.
+  struct Sent {
+    droppeft::State shared;
+    double loss = 0;                 // mean over the steps
+    double gain = 0;                 // on the rows held back
+    double seconds = 0;              // of the device's clock
+    double share_of_full_depth = 1;  // seconds over what they would be without dropout
+    std::int64_t peak_bytes = 0, bytes_down = 0;
+  };
+
+  template <class To = double>
+  static To number(std::int64_t value) {
+    return static_cast<To>(value);
+  }
+
+  static double mean(const std::vector<double>& values) {
+    double sum = 0;
+    for (const double value : values) sum += value;
+    return values.empty() ? 0 : sum / static_cast<double>(values.size());
+  }
+
+  bool drops() const { return settings_.method == "droppeft"; }
+  bool adaptive() const { return drops() && settings_.drop_rate == "auto"; }
+  std::size_t layers() const { return static_cast<std::size_t>(model_->config.layers); }
+
+  std::vector<std::size_t> sample_participants(droppeft::Stream stream) const {
+    std::vector<std::size_t> clients(devices_.size());
+    std::iota(clients.begin(), clients.end(), std::size_t{0});
+    droppeft::shuffle(std::span(clients), stream);
+    clients.resize(static_cast<std::size_t>(settings_.clients_per_round));
+    return clients;
+  }
+
+  /// The configurations of a round, one a participant. The selectors' are dealt so that slower
+  /// devices drop more, which changes nothing of what is tried and shortens the round; ours.
+  std::vector<droppeft::Assignment> assign(const std::vector<std::size_t>& participants) {
+    if (!adaptive()) return {};
+    auto assignments =
+        std::visit([&](auto& configurator) { return configurator.assign(participants.size()); },
+                   *configurator_);
+    if (settings_.selector == "paper") return assignments;
+    std::vector<std::size_t> by_speed(participants.size());
+    std::iota(by_speed.begin(), by_speed.end(), std::size_t{0});
+    std::stable_sort(by_speed.begin(), by_speed.end(), [&](std::size_t a, std::size_t b) {
+      return devices_[participants[a]].speed.flops < devices_[participants[b]].speed.flops;
+    });
+    std::stable_sort(assignments.begin(), assignments.end(), [](const auto& a, const auto& b) {
+      return a.configuration.mean_rate > b.configuration.mean_rate;
+    });
+    auto dealt = assignments;
+    for (std::size_t i = 0; i < dealt.size(); ++i) dealt[by_speed[i]] = assignments[i];
+    return dealt;
+  }
+
+  std::vector<double> drop_rates(const std::vector<droppeft::Assignment>& assignments,
+                                 std::size_t i) const {
+    if (!assignments.empty()) return assignments[i].configuration.drop_rates(layers());
+    const double rate = drops() ? std::stod(settings_.drop_rate) : 0;
+    return std::vector<double>(layers(), rate);
+  }
+
+  droppeft::Plan draw_plan(const std::vector<double>& rates, droppeft::Stream stream) const {
+    if (settings_.gate == "bernoulli") return droppeft::BernoulliGate()(rates, stream);
+    return droppeft::FixedGate()(rates, stream);
+  }
+
+  /// log((n_c + 1) / (n + C)) for each class c of a device's training rows. Added to the logits in
+  /// training, a device need not teach the shared head how common its classes are: logit adjustment
+  /// (Menon et al., ICLR 2021), for devices of unlike classes (FedLC, Zhang et al., ICML 2022).
+  at::Tensor log_class_shares(const Device& device) const {
+    at::Tensor counts = at::ones({static_cast<std::int64_t>(data_.labels.size())});
+    for (const auto row : device.train) counts[data_.train[row].label] += 1;
+    return (counts / counts.sum()).log();
+  }
+
+  /// What a device's model is worth on its held rows: the loss, or the paper's accuracy, as a gain.
+  double worth(const Device& device) {
+    const auto result = evaluate(model_, data_.train, device.held);
+    return settings_.reward == "accuracy" ? result.accuracy() : -result.loss;
+  }
+
+  Sent train(std::size_t client, const std::vector<double>& rates, std::int64_t round,
+             const droppeft::Stream& stream, const std::function<void(std::int64_t)>& stepped) {
+    Device& device = devices_[client];
+    Sent sent;
+    const droppeft::State& mine = personal_[client];
+    sent.bytes_down = global_.select([&](auto name) { return !mine.contains(name); }).nbytes();
+    droppeft::load_state(*model_, global_.updated(mine));
+    torch::manual_seed(droppeft::Stream(stream)());
+
+    droppeft::MemoryMeter meter;
+    double flops = 0, full_flops = 0;
+    if (adaptive()) sent.gain -= worth(device);
+    droppeft::LayerImportance importance(layer_names_, layers());
+    {
+      // Learning rates fall linearly over the rounds, to a tenth.
+      const double decay =
+          1 - 0.9 * number(round - 1) / number(std::max<std::int64_t>(settings_.rounds - 1, 1));
+      std::vector<torch::optim::OptimizerParamGroup> groups;
+      const auto group = [&](std::vector<at::Tensor> parameters, double rate) {
+        groups.emplace_back(std::move(parameters),
+                            std::make_unique<torch::optim::AdamWOptions>(
+                                torch::optim::AdamWOptions(rate * decay).weight_decay(0)));
+      };
+      group(droppeft::trainable_parameters(*model_->head), settings_.head_learning_rate);
+      if (settings_.rank > 0)
+        group(droppeft::trainable_parameters(*model_->bert), settings_.learning_rate);
+      torch::optim::AdamW optimizer(groups);
+      const at::Tensor adjustment = settings_.logit_adjustment * log_class_shares(device);
+      model_->train();
+
+      const auto batches =
+          training_batches(data_.train, device.train, static_cast<std::size_t>(settings_.batch),
+                           static_cast<std::size_t>(settings_.local_steps), stream.fold(0));
+      for (std::size_t step = 0; step < batches.size(); ++step) {
+        const Batch batch = make_batch(data_.train, batches[step]);
+        const droppeft::Plan plan = draw_plan(rates, stream.fold(1).fold(step));
+        const droppeft::PlanScope scope(*model_, plan);
+        const at::Tensor logits = model_->forward(batch.ids, batch.mask) + adjustment;
+        const at::Tensor loss = at::cross_entropy_loss(logits, batch.labels);
+        optimizer.zero_grad();
+        loss.backward();
+        importance.add(*model_);
+        optimizer.step();
+        sent.loss += loss.item<double>() / number(settings_.local_steps);
+        const double layer_flops =
+            cost_.forward(batch.tokens(), batch.length()) +
+            (settings_.rank > 0 ? cost_.backward(batch.tokens(), batch.length()) : 0);
+        flops += layer_flops * static_cast<double>(plan.active_count());
+        full_flops += layer_flops * static_cast<double>(layers());
+        stepped(static_cast<std::int64_t>(step) + 1);
+      }
+      optimizer.zero_grad();
+    }
+    if (adaptive()) {
+      sent.gain += worth(device);
+      for (const auto& part : batches_by_length(data_.train, device.held, 32)) {
+        const Batch batch = make_batch(data_.train, part);
+        const double twice =
+            2 * number(model_->config.layers) * cost_.forward(batch.tokens(), batch.length());
+        flops += twice;
+        full_flops += twice;
+      }
+    }
+    sent.peak_bytes = meter.peak();
+
+    const auto state = droppeft::trainable_state(*model_);
+    const auto share =
+        settings_.share_layers > 0 ? static_cast<std::size_t>(settings_.share_layers) : layers();
+    const auto shared = droppeft::top_layers(importance.value(), share);
+    sent.shared = droppeft::layer_part(state, layer_names_, shared, /*outside=*/true);
+    if (share < layers())
+      personal_[client] = state.select([&](auto name) { return !sent.shared.contains(name); });
+
+    const double transfer = 8 * number(sent.bytes_down + sent.shared.nbytes()) / device.bandwidth;
+    sent.seconds = flops / device.speed.flops + transfer;
+    sent.share_of_full_depth = sent.seconds / (full_flops / device.speed.flops + transfer);
+    return sent;
+  }
+
+  /// The paper's reward is gain per second; ours divides by the share of the seconds that full
+  /// depth would have cost the device, so that a slow device does not speak against its
+  /// configuration.
+  void report(const droppeft::Assignment& assignment, const Sent& sent) {
+    const double cost = settings_.selector == "paper" ? sent.seconds : sent.share_of_full_depth;
+    std::visit([&](auto& configurator) { configurator.report(assignment, sent.gain, cost); },
+               *configurator_);
+  }
+
+  /// FedAvg with server momentum (FedAvgM): v <- beta v + (average - global); global <- global + v.
+  droppeft::State server_step(const droppeft::State& average) {
+    if (settings_.server_momentum == 0) return average;
+    const auto before = global_.select([&](auto name) { return average.contains(name); });
+    droppeft::State velocity = average - before;
+    const auto old = velocity_.select([&](auto name) { return velocity.contains(name); });
+    if (!old.empty()) {
+      droppeft::State zero = 0.0 * velocity;
+      velocity = velocity + settings_.server_momentum * zero.updated(old);
+    }
+    velocity_ = velocity_.updated(velocity);
+    return before + velocity;
+  }
+
+  /// Accuracy of the shared model on the whole test set, and of each device's own on its share.
+  void test(RoundMetrics& metrics) {
+    std::vector<std::size_t> all(data_.test.size());
+    std::iota(all.begin(), all.end(), std::size_t{0});
+    droppeft::load_state(*model_, global_);
+    const Evaluation shared = evaluate(model_, data_.test, all);
+    metrics.accuracy = shared.accuracy();
+    double sum = 0;
+    std::size_t tested = 0;
+    for (std::size_t client = 0; client < devices_.size(); ++client) {
+      const auto& rows = devices_[client].test;
+      if (rows.empty()) continue;
+      ++tested;
+      if (personal_[client].empty()) {
+        std::size_t right = 0;
+        for (const auto row : rows) right += shared.right[row];
+        sum += static_cast<double>(right) / static_cast<double>(rows.size());
+      } else {
+        droppeft::load_state(*model_, global_.updated(personal_[client]));
+        sum += evaluate(model_, data_.test, rows).accuracy();
+      }
+    }
+    metrics.personal_accuracy = sum / static_cast<double>(tested);
+  }
+
+  Settings settings_;
+  TextClassifier model_;
+  const TextData& data_;
+  droppeft::Stream root_;
+  droppeft::LayerNames layer_names_;
+  LayerCost cost_;
+  std::vector<Device> devices_;
+  std::optional<Configurator> configurator_;
+  droppeft::State global_, velocity_;
+  std::vector<droppeft::State> personal_;
+  std::vector<RoundMetrics> metrics_;
+};

@@ -1,0 +1,260 @@
+// Fine-tunes a pretrained text encoder across simulated devices, with layer dropout (DropPEFT) or
+// without (federated LoRA), and measures accuracy, time, memory and bytes.
+
+#include <ATen/Parallel.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <string>
+#include <vector>
+
+#include "federation.hpp"
+#include "report.hpp"
+#include "settings.hpp"
+#include "text_data.hpp"
+
+namespace {
+
+namespace fs = std::filesystem;
+
+/// Reads the command line; throws std::invalid_argument for a value out of range.
+Settings parse(CLI::App& app, int argc, char** argv) {
+  Settings s;
+  if (const char* model = std::getenv("DROPPEFT_MODEL_DIR")) s.model = model;
+  const auto option = [&](const char* name, auto& value, const std::string& text) {
+    app.add_option(name, value, text)->capture_default_str();
+  };
+  option("--method", s.method, "droppeft, or fedlora: plain federated LoRA");
+  app.add_flag("--compare", s.compare,
+               "fedlora, then droppeft, on one split and seed; one picture");
+  option("--model", s.model, "folder of a Hugging Face BERT (default: $DROPPEFT_MODEL_DIR)");
+  option("--data", s.data,
+         "folder with train.csv and test.csv (label,text); default: built-in messages");
+  option("--out", s.out,
+         "folder for metrics.jsonl, summary.json, accuracy.png, adapter.safetensors");
+  app.add_flag("--resume", s.resume, "go on from the checkpoint in --out");
+  option("--rounds", s.rounds, "rounds");
+  option("--clients", s.clients, "devices");
+  option("--clients-per-round", s.clients_per_round, "devices that train in a round");
+  option("--alpha", s.alpha,
+         "each class is dealt to the devices by Dirichlet(alpha); small: unlike");
+  option("--local-steps", s.local_steps, "training steps of a device in a round");
+  option("--batch", s.batch, "texts a step");
+  option("--max-length", s.max_length, "tokens a text, the rest is cut");
+  option("--rank", s.rank,
+         "rank of the adapters on query and value (alpha is twice the rank); 0: head only");
+  option("--learning-rate", s.learning_rate,
+         "of the adapters in the first round; falls to a tenth");
+  option("--head-learning-rate", s.head_learning_rate, "of the head, likewise");
+  option("--server-momentum", s.server_momentum, "beta of FedAvgM, in [0, 1); 0: FedAvg");
+  option("--logit-adjustment", s.logit_adjustment,
+         "times the log of the device's class shares, added to the logits in training; 0: none");
+  option("--drop-rate", s.drop_rate,
+         "mean share of layers dropped, in [0, 0.95], or auto: a bandit's choice");
+  option("--gate", s.gate,
+         "fixed: k layers a step; bernoulli: each layer by itself, as in the paper");
+  option("--selector", s.selector, "thompson, ucb, or paper: a population of configurations");
+  option("--reward", s.reward,
+         "loss: fall of the loss on rows held back; accuracy: its rise, as in the paper");
+  option("--share-layers", s.share_layers,
+         "layers that a device shares, the rest is personal; 0: all");
+  option("--target-accuracy", s.target_accuracy,
+         "report the time to it; 0: none, with --compare fedlora's final one");
+  option("--seed", s.seed, "seed of everything");
+  option("--train-rows", s.train_rows, "use the first so many training rows; 0: all");
+  option("--test-rows", s.test_rows, "use the first so many test rows; 0: all");
+  option("--threads", s.threads, "threads; 0: as LibTorch thinks best");
+  app.footer("Cost model of the simulated clock: " + std::string(cost_model));
+  app.parse(argc, argv);
+
+  using droppeft::check;
+  const auto at_least = [](const char* name, std::int64_t value, std::int64_t least) {
+    check(value >= least, name, " must be at least ", least, ", got ", value);
+  };
+  const auto one_of = [](const char* name, const std::string& value,
+                         const std::vector<std::string>& allowed) {
+    std::string list;
+    for (const auto& each : allowed) list += (list.empty() ? "" : ", ") + each;
+    check(std::find(allowed.begin(), allowed.end(), value) != allowed.end(), name,
+          " must be one of ", list, "; got '", value, "'");
+  };
+  one_of("--method", s.method, {"droppeft", "fedlora"});
+  one_of("--gate", s.gate, {"fixed", "bernoulli"});
+  one_of("--selector", s.selector, {"thompson", "ucb", "paper"});
+  one_of("--reward", s.reward, {"loss", "accuracy"});
+  at_least("--rounds", s.rounds, 1);
+  at_least("--clients", s.clients, 1);
+  at_least("--clients-per-round", s.clients_per_round, 1);
+  check(s.clients_per_round <= s.clients, "--clients-per-round must be at most --clients, ",
+        s.clients, ", got ", s.clients_per_round);
+  check(std::isfinite(s.alpha) && s.alpha > 0, "--alpha must be positive and finite, got ",
+        s.alpha);
+  at_least("--local-steps", s.local_steps, 1);
+  at_least("--batch", s.batch, 1);
+  at_least("--max-length", s.max_length, 3);
+  at_least("--rank", s.rank, 0);
+  for (const auto& [name, rate] : {std::pair("--learning-rate", s.learning_rate),
+                                   std::pair("--head-learning-rate", s.head_learning_rate)})
+    check(std::isfinite(rate) && rate > 0, name, " must be positive and finite, got ", rate);
+  check(s.server_momentum >= 0 && s.server_momentum < 1,
+        "--server-momentum must be in [0, 1), got ", s.server_momentum);
+  check(std::isfinite(s.logit_adjustment) && s.logit_adjustment >= 0,
+        "--logit-adjustment must be finite and at least 0, got ", s.logit_adjustment);
+  if (s.drop_rate != "auto") {
+    char* end = nullptr;
+    const double rate = std::strtod(s.drop_rate.c_str(), &end);
+    check(end != s.drop_rate.c_str() && *end == '\0' && rate >= 0 && rate <= 0.95,
+          "--drop-rate must be auto or in [0, 0.95], got '", s.drop_rate, "'");
+  }
+  at_least("--share-layers", s.share_layers, 0);
+  check(s.target_accuracy >= 0 && s.target_accuracy <= 1,
+        "--target-accuracy must be in [0, 1], got ", s.target_accuracy);
+  at_least("--train-rows", s.train_rows, 0);
+  at_least("--test-rows", s.test_rows, 0);
+  at_least("--threads", s.threads, 0);
+  check(!s.model.empty(),
+        "--model is needed: a folder with config.json, model.safetensors, vocab.txt");
+  return s;
+}
+
+void write_adapter(const fs::path& path, const Federation& federation, const Settings& settings,
+                   const TextData& data, const TextClassifier& model) {
+  const nlohmann::json about{{"base", base_fingerprint(model)},
+                             {"labels", data.labels},
+                             {"rank", settings.rank},
+                             {"max_length", settings.max_length}};
+  droppeft::save_safetensors(path, federation.global(), {{"federated_text", about.dump()}});
+}
+
+/// Plays the rounds of one method that are still to be played, keeping `folder` up to date.
+std::vector<RoundMetrics> run(const Settings& settings, const fs::path& folder,
+                              const TextData& data, const BertConfig& config) {
+  torch::manual_seed(settings.seed);
+  TextClassifier model(config, static_cast<std::int64_t>(data.labels.size()));
+  load_bert_weights(model->bert, settings.model);
+  Federation federation(settings, model, data);
+  const auto checkpoint = folder / "checkpoint.safetensors";
+  if (settings.resume && fs::exists(checkpoint)) {
+    federation.load(checkpoint);
+    std::cout << settings.method << " goes on after round " << federation.rounds_done() << "\n";
+  }
+
+  const auto lines = [&] {
+    std::string text;
+    for (const auto& metrics : federation.metrics()) text += nlohmann::json(metrics).dump() + "\n";
+    return text;
+  };
+  fs::create_directories(folder);
+  write_file(folder / "metrics.jsonl", lines());
+  Console console(settings.method, settings.rounds);
+  while (federation.rounds_done() < settings.rounds) {
+    const auto round = federation.rounds_done() + 1;
+    const auto& metrics = federation.play_round(
+        [&](std::int64_t done, std::int64_t all) { console.step(round, done, all); });
+    write_file(folder / "metrics.jsonl", lines());
+    federation.save(checkpoint);
+    console.round(metrics);
+  }
+  write_adapter(folder / "adapter.safetensors", federation, settings, data, model);
+  return federation.metrics();
+}
+
+void finish(const Settings& settings, const fs::path& folder,
+            const std::vector<RoundMetrics>& metrics, double target) {
+  write_file(folder / "summary.json", summarise(settings, metrics, target).dump(2) + "\n");
+  draw(folder / "accuracy.png", {{settings.method, metrics}}, target);
+}
+
+void print_comparison(const nlohmann::json& fedlora, const nlohmann::json& droppeft) {
+  const auto row = [&](const char* name, const char* key, double unit, const char* format) {
+    const auto cell = [&](const nlohmann::json& value) {
+      if (value.is_null()) return std::string("not reached");
+      char text[32];
+      std::snprintf(text, sizeof text, format, value.get<double>() / unit);
+      return std::string(text);
+    };
+    const auto &a = fedlora.at(key), &b = droppeft.at(key);
+    std::cout << std::left << std::setw(34) << name << std::right << std::setw(12) << cell(a)
+              << std::setw(12) << cell(b);
+    if (!a.is_null() && !b.is_null() && b.get<double>() > 0)
+      std::cout << std::setw(10) << std::fixed << std::setprecision(2)
+                << a.get<double>() / b.get<double>();
+    std::cout << "\n";
+  };
+  std::cout << "\n"
+            << std::left << std::setw(34) << "" << std::right << std::setw(12) << "fedlora"
+            << std::setw(12) << "droppeft" << std::setw(10) << "ratio"
+            << "\n";
+  row("accuracy (mean of last 3 rounds)", "final_accuracy", 1, "%.3f");
+  row("accuracy on the devices' own shares", "final_personal_accuracy", 1, "%.3f");
+  row("target: fedlora's accuracy", "target_accuracy", 1, "%.3f");
+  row("simulated seconds to target", "sim_seconds_to_target", 1, "%.1f");
+  row("MB sent up to target", "bytes_up_to_target", 1e6, "%.2f");
+  row("simulated seconds, all rounds", "sim_seconds", 1, "%.1f");
+  row("wall seconds, all rounds", "wall_seconds", 1, "%.1f");
+  row("peak MB of a device's training", "peak_bytes", 1e6, "%.1f");
+  row("MB up, all rounds", "bytes_up", 1e6, "%.2f");
+  row("MB down, all rounds", "bytes_down", 1e6, "%.2f");
+}
+
+void federated_text(const Settings& settings) {
+  if (settings.threads > 0) at::set_num_threads(static_cast<int>(settings.threads));
+  const BertConfig config = read_bert_config(settings.model);
+  droppeft::check(settings.share_layers <= config.layers, "--share-layers must be at most ",
+                  config.layers, ", got ", settings.share_layers);
+  droppeft::check(settings.max_length <= config.positions, "--max-length must be at most ",
+                  config.positions, ", got ", settings.max_length);
+  const droppeft::WordPiece tokenizer(
+      settings.model / "vocab.txt", {.max_length = static_cast<std::size_t>(settings.max_length)});
+  const TextData data =
+      load_text_data(settings.data, tokenizer, static_cast<std::size_t>(settings.train_rows),
+                     static_cast<std::size_t>(settings.test_rows));
+  std::cout << data.train.size() << " training and " << data.test.size() << " test texts of "
+            << data.labels.size() << " classes; " << settings.clients << " devices; "
+            << at::get_num_threads() << " threads, " << at::get_cpu_capability() << std::endl;
+
+  if (!settings.compare) {
+    const auto metrics = run(settings, settings.out, data, config);
+    finish(settings, settings.out, metrics, settings.target_accuracy);
+    std::cout << "wrote " << (settings.out / "summary.json").string() << "\n";
+    return;
+  }
+  Settings fedlora = settings, droppeft = settings;
+  fedlora.method = "fedlora";
+  droppeft.method = "droppeft";
+  const auto plain = run(fedlora, settings.out / "fedlora", data, config);
+  const auto dropped = run(droppeft, settings.out / "droppeft", data, config);
+  const double target = settings.target_accuracy > 0 ? settings.target_accuracy
+                                                     : smoothed_accuracy(plain, plain.size() - 1);
+  finish(fedlora, settings.out / "fedlora", plain, target);
+  finish(droppeft, settings.out / "droppeft", dropped, target);
+  const auto a = summarise(fedlora, plain, target), b = summarise(droppeft, dropped, target);
+  write_file(settings.out / "summary.json",
+             nlohmann::json{{"fedlora", a}, {"droppeft", b}}.dump(2) + "\n");
+  draw(settings.out / "accuracy.png", {{"fedlora", plain}, {"droppeft", dropped}}, target);
+  print_comparison(a, b);
+  std::cout << "\nwrote " << (settings.out / "accuracy.png").string() << " and summary.json\n";
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Fine-tunes a text encoder across simulated devices with layer dropout.",
+               "federated_text");
+  try {
+    federated_text(parse(app, argc, argv));
+    return 0;
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  } catch (const std::exception& error) {
+    std::string message = error.what();
+    std::cerr << "federated_text: " << message.substr(0, message.find('\n'))
+              << "\nSee federated_text --help.\n";
+    return 2;
+  }
+}

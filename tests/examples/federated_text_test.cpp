@@ -1,0 +1,284 @@
+#include <chrono>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "program.hpp"
+#include "support.hpp"
+
+// FEDERATED_TEXT and PREDICT are the paths of the programs, given by the build.
+
+namespace {
+
+struct Fixture {
+  Fixture() {
+    write_tiny_model(model, 1);
+    write_tiny_data(data);
+  }
+
+  std::vector<std::string> command(const std::string& out, std::vector<std::string> more) const {
+    std::vector<std::string> all{FEDERATED_TEXT,
+                                 "--model",
+                                 model.string(),
+                                 "--data",
+                                 data.string(),
+                                 "--out",
+                                 (folder.path / out).string()};
+    for (const char* argument :
+         {"--clients", "6", "--clients-per-round", "3", "--rounds", "4", "--batch", "4",
+          "--local-steps", "3", "--max-length", "24", "--rank", "2"})
+      all.emplace_back(argument);
+    for (auto& argument : more) {
+      const auto same = std::find(all.begin(), all.end(), argument);
+      if (argument.starts_with("--") && same != all.end()) all.erase(same, same + 2);
+    }
+    all.insert(all.end(), more.begin(), more.end());
+    return all;
+  }
+
+  int run(const std::string& out, std::vector<std::string> more = {}) {
+    Program program(folder.path, command(out, std::move(more)));
+    const int code = program.wait();
+    errors = program.errors();
+    output = program.output();
+    return code;
+  }
+
+  /// metrics.jsonl without the wall times.
+  std::vector<nlohmann::json> metrics(const std::string& out) const {
+    std::vector<nlohmann::json> metrics;
+    for (const auto& line : lines_of(read_text(folder.path / out / "metrics.jsonl"))) {
+      metrics.push_back(nlohmann::json::parse(line));
+      metrics.back().erase("wall_seconds");
+    }
+    return metrics;
+  }
+
+  std::string adapter(const std::string& out) const {
+    return read_text(folder.path / out / "adapter.safetensors");
+  }
+
+  TemporaryFolder folder;
+  fs::path model = folder.path / "model", data = folder.path / "data";
+  std::string errors, output;
+};
+
+}  // namespace
+
+TEST_CASE_FIXTURE(Fixture, "a run writes a line of metrics a round, a summary and an adapter") {
+  REQUIRE_MESSAGE(run("out", {"--target-accuracy", "0.01"}) == 0, errors);
+  const auto lines = metrics("out");
+  REQUIRE(lines.size() == 4);
+  for (std::size_t i = 0; i < lines.size(); ++i) {
+    CHECK(lines[i].at("round") == i + 1);
+    CHECK(lines[i].at("drop_rates").size() == 3);
+    for (const char* key : {"sim_seconds", "accuracy", "personal_accuracy", "loss", "peak_bytes",
+                            "bytes_up", "bytes_down"})
+      CHECK(lines[i].at(key).is_number());
+    if (i > 0)
+      for (const char* key : {"sim_seconds", "bytes_up", "bytes_down"})
+        CHECK(lines[i].at(key).get<double>() > lines[i - 1].at(key).get<double>());
+  }
+  const auto summary = nlohmann::json::parse(read_text(folder.path / "out/summary.json"));
+  CHECK(summary.at("method") == "droppeft");
+  CHECK(summary.at("sim_seconds_to_target") == lines[2].at("sim_seconds"));
+  CHECK(summary.at("settings").at("clients") == 6);
+  double mean = 0;
+  for (std::size_t i = 1; i < 4; ++i) mean += lines[i].at("accuracy").get<double>() / 3;
+  CHECK(summary.at("final_accuracy").get<double>() == doctest::Approx(mean));
+  CHECK_FALSE(adapter("out").empty());
+}
+
+TEST_CASE_FIXTURE(Fixture, "the same seed gives the same run, another seed another") {
+  REQUIRE(run("a") == 0);
+  REQUIRE(run("b") == 0);
+  REQUIRE(run("c", {"--seed", "1"}) == 0);
+  CHECK(metrics("a") == metrics("b"));
+  CHECK(adapter("a") == adapter("b"));
+  CHECK(metrics("a") != metrics("c"));
+}
+
+TEST_CASE_FIXTURE(Fixture, "what is drawn does not depend on the thread count") {
+  // LibTorch's matrix products do, in the last bits, and with them the losses.
+  const auto with = [](const char* threads) {
+    return std::vector<std::string>{"--drop-rate", "0.5",       "--local-steps",
+                                    "1",           "--threads", threads};
+  };
+  REQUIRE(run("one", with("1")) == 0);
+  REQUIRE(run("two", with("2")) == 0);
+  const auto one = metrics("one"), two = metrics("two");
+  REQUIRE(one.size() == two.size());
+  for (std::size_t i = 0; i < one.size(); ++i) {
+    for (const char* key : {"sim_seconds", "bytes_up", "bytes_down"})
+      CHECK(one[i].at(key) == two[i].at(key));
+    CHECK(one[i].at("loss").get<double>() == doctest::Approx(two[i].at("loss").get<double>()));
+  }
+}
+
+TEST_CASE_FIXTURE(Fixture,
+                  "killed at any moment and resumed, a run gives the bits of one left alone") {
+  for (const std::vector<std::string>& how : {std::vector<std::string>{},
+                                              {"--selector", "paper", "--share-layers", "1"},
+                                              {"--selector", "ucb", "--server-momentum", "0.5"}}) {
+    auto settings = how;
+    settings.insert(settings.end(), {"--rounds", "12"});
+    REQUIRE_MESSAGE(run("alone", settings) == 0, errors);
+    auto resume = settings;
+    resume.push_back("--resume");
+    for (const std::size_t seen : {1U, 4U, 7U}) {
+      Program program(folder.path, command("killed", resume));
+      while (lines_of(read_text(folder.path / "killed/metrics.jsonl")).size() < seen)
+        std::this_thread::sleep_for(std::chrono::microseconds(200));
+      program.kill();
+      program.wait();
+    }
+    REQUIRE_MESSAGE(run("killed", resume) == 0, errors);
+    CHECK(metrics("alone") == metrics("killed"));
+    CHECK(adapter("alone") == adapter("killed"));
+    fs::remove_all(folder.path / "alone");
+    fs::remove_all(folder.path / "killed");
+  }
+}
+
+TEST_CASE_FIXTURE(Fixture, "fedlora drops nothing, and droppeft at rate 0 is fedlora to the bit") {
+  REQUIRE(run("fedlora", {"--method", "fedlora"}) == 0);
+  REQUIRE(run("zero", {"--drop-rate", "0"}) == 0);
+  CHECK(metrics("fedlora") == metrics("zero"));
+  CHECK(adapter("fedlora") == adapter("zero"));
+  for (const auto& line : metrics("fedlora"))
+    CHECK(line.at("drop_rates") == std::vector<double>(3, 0.0));
+}
+
+TEST_CASE_FIXTURE(Fixture, "dropped layers take less simulated time, memory and bytes") {
+  REQUIRE(run("half", {"--drop-rate", "0.5", "--local-steps", "1"}) == 0);
+  REQUIRE(run("full", {"--drop-rate", "0", "--local-steps", "1"}) == 0);
+  const auto half = metrics("half").back(), full = metrics("full").back();
+  for (const char* key : {"sim_seconds", "peak_bytes", "bytes_up"})
+    CHECK(half.at(key).get<double>() < full.at(key).get<double>());
+}
+
+TEST_CASE_FIXTURE(Fixture, "compare runs both methods and sums them up") {
+  REQUIRE_MESSAGE(run("both", {"--compare"}) == 0, errors);
+  const auto summary = nlohmann::json::parse(read_text(folder.path / "both/summary.json"));
+  CHECK(summary.at("fedlora").at("method") == "fedlora");
+  CHECK(summary.at("droppeft").at("method") == "droppeft");
+  CHECK(summary.at("fedlora").at("target_accuracy") == summary.at("fedlora").at("final_accuracy"));
+  CHECK(output.find("simulated seconds to target") != std::string::npos);
+}
+
+TEST_CASE_FIXTURE(Fixture,
+                  "bad input is refused in three lines with code 2, and nothing is written") {
+  const fs::path bad = folder.path / "bad";
+  fs::create_directories(bad);
+  const auto data_with = [&](const std::string& name, const std::string& train) {
+    fs::create_directories(folder.path / name);
+    write_text(folder.path / name / "train.csv", train);
+    write_text(folder.path / name / "test.csv", train);
+    return (folder.path / name).string();
+  };
+  const fs::path torn = folder.path / "torn";
+  write_tiny_model(torn, 1);
+  fs::resize_file(torn / "model.safetensors", 3000);
+  write_text(folder.path / "file", "");
+  const std::string one_column = data_with("one_column", "text\nhello\n");
+  const std::string one_class = data_with("one_class", "label,text\na,b\na,c\n");
+  const std::string ragged = data_with("ragged", "label,text\na,b\na\n");
+  const std::string unquoted = data_with("unquoted", "label,text\na,\"b\nc");
+
+  struct Case {
+    std::vector<std::string> arguments;
+    std::string named;
+  };
+  const std::vector<Case> cases{
+      {{"--model", (folder.path / "nowhere").string()}, "nowhere"},
+      {{"--model", torn.string()}, "model.safetensors"},
+      {{"--data", (folder.path / "nowhere").string()}, "nowhere"},
+      {{"--data", bad.string()}, "train.csv"},
+      {{"--data", one_column}, "label"},
+      {{"--data", one_class}, "2 classes"},
+      {{"--data", ragged}, "row 2"},
+      {{"--data", unquoted}, "RFC 4180"},
+      {{"--clients", "0"}, "--clients"},
+      {{"--clients-per-round", "7"}, "--clients-per-round"},
+      {{"--clients", "100"}, "--clients"},
+      {{"--alpha", "0"}, "--alpha"},
+      {{"--alpha", "-1"}, "--alpha"},
+      {{"--alpha", "nan"}, "--alpha"},
+      {{"--drop-rate", "nan"}, "--drop-rate"},
+      {{"--drop-rate", "1.5"}, "--drop-rate"},
+      {{"--drop-rate", "often"}, "often"},
+      {{"--method", "magic"}, "magic"},
+      {{"--gate", "open"}, "open"},
+      {{"--selector", "none"}, "none"},
+      {{"--share-layers", "3"}, "--share-layers"},
+      {{"--rounds", "0"}, "--rounds"},
+      {{"--rounds", "many"}, "--rounds"},
+      {{"--local-steps", "0"}, "--local-steps"},
+      {{"--max-length", "33"}, "--max-length"},
+      {{"--target-accuracy", "2"}, "--target-accuracy"},
+      {{"--learning-rate", "-1"}, "--learning-rate"},
+      {{"--server-momentum", "1"}, "--server-momentum"},
+      {{"--out", (folder.path / "file" / "out").string()}, "file"},
+      {{"--colour", "red"}, "--colour"},
+  };
+  for (const auto& [arguments, named] : cases) {
+    CAPTURE(arguments[0] + " " + arguments[1]);
+    CHECK(run("out", arguments) == 2);
+    CAPTURE(errors);
+    CHECK(lines_of(errors).size() <= 3);
+    CHECK(errors.find(named) != std::string::npos);
+    CHECK_FALSE(fs::exists(folder.path / "out"));
+  }
+}
+
+TEST_CASE_FIXTURE(Fixture, "a run is not resumed with other settings, nor its files harmed") {
+  REQUIRE(run("out") == 0);
+  const auto before = metrics("out");
+  CHECK(run("out", {"--resume", "--seed", "3"}) == 2);
+  CHECK(errors.find("seed") != std::string::npos);
+  CHECK(metrics("out") == before);
+  write_text(folder.path / "out/checkpoint.safetensors", "torn");
+  CHECK(run("out", {"--resume"}) == 2);
+  CHECK(errors.find("checkpoint.safetensors") != std::string::npos);
+  CHECK(metrics("out") == before);
+}
+
+TEST_CASE_FIXTURE(Fixture, "predict is as accurate as the last round, and refuses another model") {
+  REQUIRE_MESSAGE(run("out", {"--rounds", "10"}) == 0, errors);
+  const std::string file = (folder.path / "out/adapter.safetensors").string();
+  std::vector<std::string> labels;
+  std::string texts;
+  for (const auto& row : lines_of(read_text(data / "test.csv"))) {
+    if (row == "label,text") continue;
+    labels.push_back(row.substr(0, row.find(',')));
+    texts += row.substr(row.find('"') + 1, row.rfind('"') - row.find('"') - 1) + "\n";
+  }
+  Program program(folder.path, {PREDICT, "--model", model.string(), "--adapter", file},
+                  texts + "\nnot \xff UTF-8\n");
+  REQUIRE_MESSAGE(program.wait() == 0, program.errors());
+  const auto answers = lines_of(program.output());
+  REQUIRE(answers.size() == labels.size() + 2);
+  double right = 0;
+  for (std::size_t i = 0; i < answers.size(); ++i) {
+    const auto answer = nlohmann::json::parse(answers[i]);
+    CHECK(answer.at("probability").get<double>() > 1.0 / 3 - 1e-6);
+    CHECK(answer.at("probability").get<double>() <= 1);
+    if (i < labels.size()) right += answer.at("label") == labels[i];
+  }
+  // A text that lies between two classes may fall either way with and without padding.
+  const double accuracy = metrics("out").back().at("accuracy");
+  CHECK(std::abs(right - accuracy * static_cast<double>(labels.size())) <= 1);
+
+  const fs::path other = folder.path / "other";
+  write_tiny_model(other, 2);
+  for (const auto& [folder_of_model, adapter_file, named] :
+       {std::tuple(other.string(), file, std::string("another model")),
+        std::tuple(model.string(), (model / "model.safetensors").string(),
+                   std::string("not an adapter")),
+        std::tuple(model.string(), std::string("nowhere"), std::string("nowhere"))}) {
+    Program refused(folder.path, {PREDICT, "--model", folder_of_model, "--adapter", adapter_file});
+    CHECK(refused.wait() == 2);
+    CHECK(lines_of(refused.errors()).size() <= 3);
+    CHECK(refused.errors().find(named) != std::string::npos);
+    CHECK(refused.output().empty());
+  }
+}
