@@ -9,7 +9,7 @@ namespace dp = droppeft;
 namespace nn = torch::nn;
 
 struct BlockImpl : nn::Cloneable<BlockImpl> {
-  explicit BlockImpl(int64_t width) : width(width) { reset(); }
+  explicit BlockImpl(int64_t features) : width(features) { reset(); }
   void reset() override {
     norm = register_module("norm", nn::LayerNorm(nn::LayerNormOptions({width})));
     up = register_module("up", dp::Linear(width, 4 * width));  // a Linear that can carry LoRA

@@ -114,8 +114,8 @@ std::optional<double> median(const std::string& row) {
 template <class Function>
 benchmark::internal::Benchmark* add_row(const std::string& row, int repetitions,
                                         Function function) {
-  return benchmark::RegisterBenchmark(row.c_str(),
-                                      [=](benchmark::State& state) mutable { function(state, row); })
+  return benchmark::RegisterBenchmark(
+             row.c_str(), [=](benchmark::State& state) mutable { function(state, row); })
       ->Iterations(1)
       ->Repetitions(repetitions)
       ->ReportAggregatesOnly(repetitions > 1)
@@ -194,8 +194,7 @@ void add_wrapper(const std::string& name, Module module, std::optional<bool> pla
               scope.emplace(*module, active);
             }
             time_once(state, row, [&] {
-              for (int call = 0; call < calls; ++call)
-                benchmark::DoNotOptimize(module->forward(x));
+              for (int call = 0; call < calls; ++call) benchmark::DoNotOptimize(module->forward(x));
             });
           });
 }
