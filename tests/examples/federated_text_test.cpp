@@ -88,6 +88,15 @@ TEST_CASE_FIXTURE(Fixture, "a run writes a line of metrics a round, a summary an
   CHECK_FALSE(adapter("out").empty());
 }
 
+TEST_CASE_FIXTURE(Fixture, "without data the embedded messages are used") {
+  auto arguments = command("out", {"--rounds", "1"});
+  const auto place = std::find(arguments.begin(), arguments.end(), "--data");
+  arguments.erase(place, place + 2);
+  Program program(folder.path, arguments);
+  REQUIRE_MESSAGE(program.wait() == 0, program.errors());
+  CHECK(program.output().starts_with("1360 training and 400 test texts of 8 classes"));
+}
+
 TEST_CASE_FIXTURE(Fixture, "the same seed gives the same run, another seed another") {
   REQUIRE(run("a") == 0);
   REQUIRE(run("b") == 0);
