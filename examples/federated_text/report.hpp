@@ -126,7 +126,8 @@ inline void draw(const std::filesystem::path& path, const std::vector<Curve>& cu
     const double time = cost(at_target);
     plot << "unset arrow 1\nset size 0.34,1\nset origin 0.66,0\nunset key\nunset xlabel\n"
          << "set ylabel '" << curves[1].name << " as % of " << curves[0].name << "'\n"
-         << "set yrange [0:*]\nset xrange [-0.6:2.6]\nset boxwidth 0.6\nset style fill solid\n"
+         << "set bmargin 4\nset yrange [0:*]\nset offsets 0,0,12,0\nset xrange [-0.6:2.6]\nset "
+            "boxwidth 0.6\nset style fill solid\n"
          << "set arrow 2 from -0.6,100 to 2.6,100 nohead dt 2 lc '#999999'\n$bars << EOD\n";
     if (std::isfinite(time))
       plot << "0 " << time << " \"time to\\n"
@@ -139,7 +140,7 @@ inline void draw(const std::filesystem::path& path, const std::vector<Curve>& cu
             })
          << " \"bytes\\nsent\"\nEOD\n"
          << "plot $bars using 1:2:xtic(3) with boxes lc '#d1495b', '' using "
-            "1:2:(sprintf('%.0f',$2)) with labels offset 0,0.7\nunset multiplot\n";
+            "1:2:($2 > 0 ? sprintf('%.0f',$2) : '') with labels offset 0,0.7\nunset multiplot\n";
   }
   std::unique_ptr<FILE, int (*)(FILE*)> gnuplot(popen("gnuplot 2>/dev/null", "w"), pclose);
   const std::string script = plot.str();
