@@ -26,16 +26,35 @@ struct BertConfig {
   double norm_epsilon = 1e-12;
 };
 
-/// Which rows of the hidden states [B S, d] belong together: B sequences of S tokens each. Hidden
-/// states stay two-dimensional, so that linear maps write into matrices and not into views.
+/// Where the rows of the hidden states belong: [N, d], a row for each of the N tokens of B
+/// sequences of at most S. Linear maps, norms and gelu cost nothing for padding, which only
+/// attention sees.
 struct BertBatch {
-  std::int64_t sequences = 0;
-  /// Added to the attention scores: [B, 1, 1, S], 0 for a token and -1e9 for padding; undefined
-  /// when there is no padding.
-  at::Tensor bias;
+  /// mask [B, S] float, 1 for a token and 0 for padding, or undefined when there is no padding.
+  BertBatch(const at::Tensor& ids, const at::Tensor& mask)
+      : sequences(ids.size(0)), length(ids.size(1)) {
+    if (!mask.defined()) return;
+    places = mask.view(-1).nonzero().squeeze(1);
+    bias = (mask - 1).mul_(1e9).unsqueeze(1).unsqueeze(1);
+  }
+
+  /// [N, d] -> [B S, d], zero where there is padding.
+  at::Tensor pad(const at::Tensor& x) const {
+    if (!places.defined()) return x;
+    return at::zeros({sequences * length, x.size(1)}, x.options()).index_copy_(0, places, x);
+  }
+
+  /// [B S, d] -> [N, d].
+  at::Tensor unpad(const at::Tensor& x) const {
+    return places.defined() ? x.index_select(0, places) : x;
+  }
+
+  std::int64_t sequences, length;
+  at::Tensor places;  // [N], each token's row among B S; undefined when there is no padding
+  at::Tensor bias;    // [B, 1, 1, S], added to the attention scores: 0, or -1e9 for padding
 };
 
-/// query, key and value projections and scaled dot-product attention: [B S, d] -> [B S, d].
+/// query, key and value projections and scaled dot-product attention: [N, d] -> [N, d].
 struct BertSelfAttentionImpl : torch::nn::Cloneable<BertSelfAttentionImpl> {
   explicit BertSelfAttentionImpl(const BertConfig& settings) : config(settings) { reset(); }
 
@@ -47,13 +66,14 @@ struct BertSelfAttentionImpl : torch::nn::Cloneable<BertSelfAttentionImpl> {
 
   at::Tensor forward(const at::Tensor& x, const BertBatch& batch) {
     const auto by_head = [&](const at::Tensor& y) {
-      return y.view({batch.sequences, -1, config.heads, config.width / config.heads})
+      return batch.pad(y)
+          .view({batch.sequences, batch.length, config.heads, config.width / config.heads})
           .transpose(1, 2);
     };
     const at::Tensor y = at::scaled_dot_product_attention(
         by_head(query->forward(x)), by_head(key->forward(x)), by_head(value->forward(x)),
         batch.bias.defined() ? std::optional(batch.bias) : std::nullopt);
-    return y.transpose(1, 2).reshape(x.sizes());
+    return batch.unpad(y.transpose(1, 2).reshape({-1, config.width}));
   }
 
   BertConfig config;
@@ -119,9 +139,9 @@ struct BertIntermediateImpl : torch::nn::Cloneable<BertIntermediateImpl> {
 };
 TORCH_MODULE(BertIntermediate);
 
-/// One encoder layer: [B S, d] -> [B S, d].
+/// One encoder layer: [N, d] -> [N, d].
 ///
-/// With adapters on query and value only, fp32, T = B S tokens, width d, a heads, it keeps for
+/// With adapters on query and value only, fp32, T = N = B S tokens, width d, a heads, it keeps for
 /// backward: x, q, k, v, the attention's output, the inputs of both norms (d each) and of gelu (4
 /// d): 11 d floats, and the attention's log-sum-exp: (44 d + 4 a) T bytes; beside them 8 T bytes a
 /// norm, the low-rank products and, where there is padding, the mask.
@@ -146,7 +166,7 @@ struct BertLayerImpl : torch::nn::Cloneable<BertLayerImpl> {
 };
 TORCH_MODULE(BertLayer);
 
-/// Words, positions and the first token type, normalised: ids [B, S] -> [B S, d].
+/// Words, positions and the first token type, normalised: ids [B, S] -> [N, d].
 struct BertEmbeddingsImpl : torch::nn::Cloneable<BertEmbeddingsImpl> {
   explicit BertEmbeddingsImpl(const BertConfig& settings) : config(settings) { reset(); }
 
@@ -162,9 +182,10 @@ struct BertEmbeddingsImpl : torch::nn::Cloneable<BertEmbeddingsImpl> {
         torch::nn::LayerNorm(torch::nn::LayerNormOptions({config.width}).eps(config.norm_epsilon)));
   }
 
-  at::Tensor forward(const at::Tensor& ids) {
+  at::Tensor forward(const at::Tensor& ids, const BertBatch& batch) {
     const at::Tensor position = places->weight.narrow(0, 0, ids.size(1)) + types->weight[0];
-    return norm->forward(words->forward(ids) + position).view({-1, config.width});
+    const at::Tensor x = (words->forward(ids) + position).view({-1, config.width});
+    return norm->forward(batch.unpad(x));
   }
 
   BertConfig config;
@@ -192,8 +213,8 @@ struct BertEncoderImpl : torch::nn::Cloneable<BertEncoderImpl> {
 TORCH_MODULE(BertEncoder);
 
 /// ids [B, S] int64; mask [B, S] float, 1 for a token and 0 for padding, or undefined when there is
-/// no padding -> hidden states [B, S, d]. All tokens are of type 0 and every layer is post-norm,
-/// without BERT's own dropout.
+/// no padding -> hidden states [B, S, d], zero where there is padding. All tokens are of type 0 and
+/// every layer is post-norm, without BERT's own dropout.
 struct BertImpl : torch::nn::Cloneable<BertImpl> {
   explicit BertImpl(const BertConfig& settings) : config(settings) { reset(); }
 
@@ -203,10 +224,9 @@ struct BertImpl : torch::nn::Cloneable<BertImpl> {
   }
 
   at::Tensor forward(const at::Tensor& ids, const at::Tensor& mask) {
-    BertBatch batch{ids.size(0), {}};
-    if (mask.defined()) batch.bias = (mask - 1).mul_(1e9).unsqueeze(1).unsqueeze(1);
-    const at::Tensor hidden = encoder->forward(embeddings->forward(ids), batch);
-    return hidden.view({ids.size(0), ids.size(1), config.width});
+    const BertBatch batch(ids, mask);
+    const at::Tensor hidden = encoder->forward(embeddings->forward(ids, batch), batch);
+    return batch.pad(hidden).view({ids.size(0), ids.size(1), config.width});
   }
 
   BertConfig config;

@@ -167,10 +167,10 @@ TEST_CASE("with all gates open the encoder is its layers one after the other, bi
   }();
 
   model->zero_grad();
-  at::Tensor hidden = model->bert->embeddings->forward(batch.ids);
-  const BertBatch rows{5, (batch.mask - 1).mul_(1e9).unsqueeze(1).unsqueeze(1)};
+  const BertBatch rows(batch.ids, batch.mask);
+  at::Tensor hidden = model->bert->embeddings->forward(batch.ids, rows);
   for (auto& layer : model->bert->encoder->layer->layers) hidden = layer->forward(hidden, rows);
-  hidden = hidden.view({5, 10, small.width});
+  hidden = rows.pad(hidden).view({5, 10, small.width});
   at::cross_entropy_loss(model->head->forward(mean_pool(hidden, batch.mask)), batch.labels)
       .backward();
 
