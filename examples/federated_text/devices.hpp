@@ -13,7 +13,6 @@
 #include <string_view>
 #include <vector>
 
-#include "models/bert.hpp"
 #include "text_data.hpp"
 
 /// A speed class: the fp32 arithmetic that a device sustains in training, FLOP/s. The figures are
@@ -102,42 +101,3 @@ inline std::vector<Device> make_devices(const TextData& data, std::size_t count,
   }
   return devices;
 }
-
-/// Floating-point operations of one encoder layer on a batch of padded texts: two for each
-/// multiply-add of the linear maps, T (8 d^2 + 4 d f), of attention, 4 T S d, and of rank-r
-/// adapters on query and value, 8 T r d. Norms, gelu and the head are left out: under 2 % here.
-struct LayerCost {
-  BertConfig config;
-  std::int64_t rank;
-
-  double forward(std::int64_t tokens, std::int64_t length) const {
-    return linear(tokens) + attention(tokens, length) + adapter(tokens);
-  }
-
-  /// Frozen maps are passed once on the way back, adapters twice (input and weight), attention
-  /// twice.
-  double backward(std::int64_t tokens, std::int64_t length) const {
-    return linear(tokens) + 2 * attention(tokens, length) + 2 * adapter(tokens);
-  }
-
- private:
-  static double number(std::int64_t value) { return static_cast<double>(value); }
-  double linear(std::int64_t tokens) const {
-    const double d = number(config.width);
-    return number(tokens) * (8 * d * d + 4 * d * number(config.inner));
-  }
-  double attention(std::int64_t tokens, std::int64_t length) const {
-    return 4 * number(tokens) * number(length) * number(config.width);
-  }
-  double adapter(std::int64_t tokens) const {
-    return 8 * number(tokens) * number(rank) * number(config.width);
-  }
-};
-
-inline constexpr std::string_view cost_model =
-    "A device's seconds = FLOPs of its active layers / FLOP/s of its class + bits sent and "
-    "received /"
-    " its bandwidth; a round lasts as long as its slowest device. FLOPs are counted (linear maps,"
-    " attention, adapters; frozen maps once forward and once backward). Classes: slow 10, middle "
-    "30,"
-    " fast 90 GFLOP/s sustained (assumed); links log-uniform in 1 to 100 Mbit/s.";

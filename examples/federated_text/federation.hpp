@@ -11,8 +11,10 @@
 #include <droppeft/configurator.hpp>
 #include <droppeft/core/state.hpp>
 #include <droppeft/dropout/gate.hpp>
+#include <droppeft/federated/agreement.hpp>
 #include <droppeft/federated/fedavg.hpp>
 #include <droppeft/federated/layer_sharing.hpp>
+#include <droppeft/federated/pace.hpp>
 #include <droppeft/io/safetensors.hpp>
 #include <droppeft/memory/meter.hpp>
 #include <droppeft/peft/add_lora.hpp>
@@ -27,6 +29,7 @@
 #include <variant>
 #include <vector>
 
+#include "cost.hpp"
 #include "devices.hpp"
 #include "models/bert.hpp"
 #include "models/bert_files.hpp"
@@ -84,7 +87,7 @@ class Federation {
     droppeft::freeze(*model_->head, false);
     const auto batch = static_cast<std::size_t>(settings.batch);
     devices_ = make_devices(data, static_cast<std::size_t>(settings.clients), settings.alpha,
-                            2 * batch, adaptive() ? std::max<std::size_t>(batch / 2, 1) : 0,
+                            2 * batch, holds() ? std::max<std::size_t>(batch / 2, 1) : 0,
                             root_.fold(stream_of_split));
     personal_.resize(devices_.size());
     global_ = droppeft::trainable_state(*model_);
@@ -92,6 +95,7 @@ class Federation {
   }
 
   std::int64_t rounds_done() const { return static_cast<std::int64_t>(metrics_.size()); }
+  bool done() const { return share_done() >= 1; }
   const std::vector<RoundMetrics>& metrics() const { return metrics_; }
 
   /// The adapters and the head that the devices share.
@@ -106,30 +110,31 @@ class Federation {
     now.drop_rates.clear();
     const droppeft::Stream stream =
         root_.fold(stream_of_rounds).fold(number<std::uint64_t>(now.round));
-    const auto participants = sample_participants(stream.fold(0));
-    const auto assignments = assign(participants);
+    std::vector<Task> tasks;
+    for (const auto client : sample_participants(stream.fold(0)))
+      tasks.push_back(make_task(client, stream.fold(1 + client)));
+    const auto assignments = set_rates(tasks);
 
+    std::vector<Sent> received;
+    std::vector<double> weights;
     droppeft::FedAvg average;
     double slowest = 0;
-    for (std::size_t i = 0; i < participants.size(); ++i) {
-      const auto client = participants[i];
-      const auto rates = drop_rates(assignments, i);
+    for (std::size_t i = 0; i < tasks.size(); ++i) {
       const auto done = static_cast<std::int64_t>(i) * settings_.local_steps;
-      const auto sent =
-          train(client, rates, now.round, stream.fold(1 + client), [&](std::int64_t step) {
-            progress(done + step, settings_.clients_per_round * settings_.local_steps);
-          });
-      average.add(sent.shared, static_cast<double>(devices_[client].train.size()));
-      if (!assignments.empty()) report(assignments[i], sent);
+      received.push_back(train(tasks[i], learning_rate_decay(), [&](std::int64_t step) {
+        progress(done + step, settings_.clients_per_round * settings_.local_steps);
+      }));
+      const Sent& sent = received.back();
+      weights.push_back(static_cast<double>(devices_[tasks[i].client].train.size()));
+      average.add(sent.shared, weights.back());
       slowest = std::max(slowest, sent.seconds);
-      now.loss += sent.loss / static_cast<double>(participants.size());
-      now.drop_rates.push_back(mean(rates));
+      now.loss += sent.loss / static_cast<double>(tasks.size());
+      now.drop_rates.push_back(mean(tasks[i].drop_rates));
       now.peak_bytes = std::max(now.peak_bytes, sent.peak_bytes);
       now.bytes_up += sent.shared.nbytes();
       now.bytes_down += sent.bytes_down;
     }
-    if (adaptive())
-      std::visit([](auto& configurator) { configurator.finish_round(); }, *configurator_);
+    if (adaptive()) report(assignments, tasks, received, weights);
     global_ = global_.updated(server_step(average.value()));
     now.sim_seconds += slowest;
 
@@ -190,13 +195,22 @@ class Federation {
   // What the parts of a run draw from: root.fold(one of these).
   enum : std::uint64_t { stream_of_split, stream_of_configurator, stream_of_rounds };
 
+  /// What a device is to do in a round.
+  struct Task {
+    std::size_t client;
+    droppeft::Stream stream;
+    std::vector<std::vector<std::size_t>> batches;  // rows, one batch a step
+    droppeft::RoundCost cost;                       // as far as it is known beforehand
+    std::vector<double> drop_rates{};
+    double share_of_full_depth = 1;  // seconds of the round at this pace over those at full depth
+  };
+
   /// What a device sends after its local steps, and what they cost.
   struct Sent {
     droppeft::State shared;
-    double loss = 0;                 // mean over the steps
-    double gain = 0;                 // on the rows held back
-    double seconds = 0;              // of the device's clock
-    double share_of_full_depth = 1;  // seconds over what they would be without dropout
+    double loss = 0;     // mean over the steps
+    double gain = 0;     // on the rows held back
+    double seconds = 0;  // of the device's clock
     std::int64_t peak_bytes = 0, bytes_down = 0;
   };
 
@@ -212,6 +226,7 @@ class Federation {
   }
 
   bool drops() const { return settings_.method == "droppeft"; }
+  bool holds() const { return adaptive() && settings_.reward != "agreement"; }
   bool adaptive() const { return drops() && settings_.drop_rate == "auto"; }
   std::size_t layers() const { return static_cast<std::size_t>(model_->config.layers); }
 
@@ -223,32 +238,89 @@ class Federation {
     return clients;
   }
 
-  /// The configurations of a round, one a participant. The selectors' are dealt so that slower
-  /// devices drop more, which changes nothing of what is tried and shortens the round; ours.
-  std::vector<droppeft::Assignment> assign(const std::vector<std::size_t>& participants) {
-    if (!adaptive()) return {};
-    auto assignments =
-        std::visit([&](auto& configurator) { return configurator.assign(participants.size()); },
-                   *configurator_);
-    if (settings_.selector == "paper") return assignments;
-    std::vector<std::size_t> by_speed(participants.size());
-    std::iota(by_speed.begin(), by_speed.end(), std::size_t{0});
-    std::stable_sort(by_speed.begin(), by_speed.end(), [&](std::size_t a, std::size_t b) {
-      return devices_[participants[a]].speed.flops < devices_[participants[b]].speed.flops;
-    });
-    std::stable_sort(assignments.begin(), assignments.end(), [](const auto& a, const auto& b) {
-      return a.configuration.mean_rate > b.configuration.mean_rate;
-    });
-    auto dealt = assignments;
-    for (std::size_t i = 0; i < dealt.size(); ++i) dealt[by_speed[i]] = assignments[i];
-    return dealt;
+  /// How much of the run is behind: 1 when its rounds or its simulated seconds are used up.
+  double share_done() const {
+    const double rounds = number(rounds_done()) / number(settings_.rounds);
+    if (settings_.sim_seconds == 0 || metrics_.empty()) return rounds;
+    return std::max(rounds, metrics_.back().sim_seconds / settings_.sim_seconds);
   }
 
-  std::vector<double> drop_rates(const std::vector<droppeft::Assignment>& assignments,
-                                 std::size_t i) const {
-    if (!assignments.empty()) return assignments[i].configuration.drop_rates(layers());
-    const double rate = drops() ? std::stod(settings_.drop_rate) : 0;
-    return std::vector<double>(layers(), rate);
+  /// Learning rates fall linearly with the progress of the run, to a tenth.
+  double learning_rate_decay() const { return 1 - 0.9 * std::min(share_done(), 1.0); }
+
+  Task make_task(std::size_t client, const droppeft::Stream& stream) const {
+    const Device& device = devices_[client];
+    Task task{client,
+              stream,
+              training_batches(data_.train, device.train, static_cast<std::size_t>(settings_.batch),
+                               static_cast<std::size_t>(settings_.local_steps), stream.fold(0)),
+              {}};
+    double flops = 0;
+    for (const auto& rows : task.batches) {
+      const Batch batch = make_batch(data_.train, rows);
+      flops += number(model_->config.layers) * (cost_.forward(batch) + cost_.backward(batch));
+    }
+    task.cost.layer_seconds = flops / device.speed.flops;
+    task.cost.other_seconds = test_flops(device) / device.speed.flops +
+                              2 * 8 * number(global_.nbytes()) / device.bandwidth;
+    return task;
+  }
+
+  /// Operations for a look at the held rows before and after the local steps.
+  double test_flops(const Device& device) const {
+    double flops = 0;
+    for (const auto& rows : batches_by_length(data_.train, device.held, 32))
+      flops += 2 * number(model_->config.layers) * cost_.forward(make_batch(data_.train, rows));
+    return flops;
+  }
+
+  /// Gives each device of a round its drop rates; the assignments behind them, if there are any.
+  /// With --pace round, a configuration says how long the round would take if all devices followed
+  /// it, and each drops only as much as that takes.
+  std::vector<droppeft::Assignment> set_rates(std::vector<Task>& tasks) {
+    std::vector<droppeft::Assignment> assignments;
+    if (adaptive())
+      assignments = std::visit(
+          [&](auto& configurator) { return configurator.assign(tasks.size()); }, *configurator_);
+    std::vector<droppeft::RoundCost> costs;
+    for (const Task& task : tasks) costs.push_back(task.cost);
+    for (std::size_t i = 0; i < tasks.size(); ++i) {
+      droppeft::Configuration configuration;
+      if (adaptive())
+        configuration = assignments[i].configuration;
+      else if (drops())
+        configuration.mean_rate = std::stod(settings_.drop_rate);
+      if (settings_.pace == "round") {
+        const double deadline = droppeft::round_seconds(costs, configuration.mean_rate);
+        tasks[i].share_of_full_depth = deadline / droppeft::round_seconds(costs, 0);
+        configuration.mean_rate = costs[i].drop_rate(deadline);
+      }
+      tasks[i].drop_rates = configuration.drop_rates(layers());
+    }
+    return assignments;
+  }
+
+  /// Tells the configurator what each device gained and at which cost.
+  void report(const std::vector<droppeft::Assignment>& assignments, const std::vector<Task>& tasks,
+              const std::vector<Sent>& received, const std::vector<double>& weights) {
+    std::vector<double> gains;
+    std::vector<droppeft::State> updates;
+    for (const Sent& sent : received) {
+      gains.push_back(sent.gain);
+      updates.push_back(sent.shared -
+                        global_.select([&](auto name) { return sent.shared.contains(name); }));
+    }
+    if (settings_.reward == "agreement" && received.size() > 1)
+      gains = droppeft::agreement(updates, weights);
+    std::visit(
+        [&](auto& configurator) {
+          for (std::size_t i = 0; i < received.size(); ++i)
+            configurator.report(
+                assignments[i], gains[i],
+                settings_.pace == "round" ? tasks[i].share_of_full_depth : received[i].seconds);
+          configurator.finish_round();
+        },
+        *configurator_);
   }
 
   droppeft::Plan draw_plan(const std::vector<double>& rates, droppeft::Stream stream) const {
@@ -271,23 +343,19 @@ class Federation {
     return settings_.reward == "accuracy" ? result.accuracy() : -result.loss;
   }
 
-  Sent train(std::size_t client, const std::vector<double>& rates, std::int64_t round,
-             const droppeft::Stream& stream, const std::function<void(std::int64_t)>& stepped) {
-    Device& device = devices_[client];
+  Sent train(const Task& task, double decay, const std::function<void(std::int64_t)>& stepped) {
+    Device& device = devices_[task.client];
     Sent sent;
-    const droppeft::State& mine = personal_[client];
+    const droppeft::State& mine = personal_[task.client];
     sent.bytes_down = global_.select([&](auto name) { return !mine.contains(name); }).nbytes();
     droppeft::load_state(*model_, global_.updated(mine));
-    torch::manual_seed(droppeft::Stream(stream)());
+    torch::manual_seed(droppeft::Stream(task.stream)());
 
     droppeft::MemoryMeter meter;
-    double flops = 0, full_flops = 0;
-    if (adaptive()) sent.gain -= worth(device);
+    double flops = test_flops(device);
+    if (holds()) sent.gain -= worth(device);
     droppeft::LayerImportance importance(layer_names_, layers());
     {
-      // Learning rates fall linearly over the rounds, to a tenth.
-      const double decay =
-          1 - 0.9 * number(round - 1) / number(std::max<std::int64_t>(settings_.rounds - 1, 1));
       std::vector<torch::optim::OptimizerParamGroup> groups;
       const auto group = [&](std::vector<at::Tensor> parameters, double rate) {
         groups.emplace_back(std::move(parameters),
@@ -301,12 +369,9 @@ class Federation {
       const at::Tensor adjustment = settings_.logit_adjustment * log_class_shares(device);
       model_->train();
 
-      const auto batches =
-          training_batches(data_.train, device.train, static_cast<std::size_t>(settings_.batch),
-                           static_cast<std::size_t>(settings_.local_steps), stream.fold(0));
-      for (std::size_t step = 0; step < batches.size(); ++step) {
-        const Batch batch = make_batch(data_.train, batches[step]);
-        const droppeft::Plan plan = draw_plan(rates, stream.fold(1).fold(step));
+      for (std::size_t step = 0; step < task.batches.size(); ++step) {
+        const Batch batch = make_batch(data_.train, task.batches[step]);
+        const droppeft::Plan plan = draw_plan(task.drop_rates, task.stream.fold(1).fold(step));
         const droppeft::PlanScope scope(*model_, plan);
         const at::Tensor logits = model_->forward(batch.ids, batch.mask) + adjustment;
         const at::Tensor loss = at::cross_entropy_loss(logits, batch.labels);
@@ -315,25 +380,13 @@ class Federation {
         importance.add(*model_);
         optimizer.step();
         sent.loss += loss.item<double>() / number(settings_.local_steps);
-        const double layer_flops =
-            cost_.forward(batch.tokens(), batch.length()) +
-            (settings_.rank > 0 ? cost_.backward(batch.tokens(), batch.length()) : 0);
-        flops += layer_flops * static_cast<double>(plan.active_count());
-        full_flops += layer_flops * static_cast<double>(layers());
+        flops += (cost_.forward(batch) + cost_.backward(batch)) *
+                 static_cast<double>(plan.active_count());
         stepped(static_cast<std::int64_t>(step) + 1);
       }
       optimizer.zero_grad();
     }
-    if (adaptive()) {
-      sent.gain += worth(device);
-      for (const auto& part : batches_by_length(data_.train, device.held, 32)) {
-        const Batch batch = make_batch(data_.train, part);
-        const double twice =
-            2 * number(model_->config.layers) * cost_.forward(batch.tokens(), batch.length());
-        flops += twice;
-        full_flops += twice;
-      }
-    }
+    if (holds()) sent.gain += worth(device);
     sent.peak_bytes = meter.peak();
 
     const auto state = droppeft::trainable_state(*model_);
@@ -342,21 +395,11 @@ class Federation {
     const auto shared = droppeft::top_layers(importance.value(), share);
     sent.shared = droppeft::layer_part(state, layer_names_, shared, /*outside=*/true);
     if (share < layers())
-      personal_[client] = state.select([&](auto name) { return !sent.shared.contains(name); });
+      personal_[task.client] = state.select([&](auto name) { return !sent.shared.contains(name); });
 
-    const double transfer = 8 * number(sent.bytes_down + sent.shared.nbytes()) / device.bandwidth;
-    sent.seconds = flops / device.speed.flops + transfer;
-    sent.share_of_full_depth = sent.seconds / (full_flops / device.speed.flops + transfer);
+    sent.seconds = flops / device.speed.flops +
+                   8 * number(sent.bytes_down + sent.shared.nbytes()) / device.bandwidth;
     return sent;
-  }
-
-  /// The paper's reward is gain per second; ours divides by the share of the seconds that full
-  /// depth would have cost the device, so that a slow device does not speak against its
-  /// configuration.
-  void report(const droppeft::Assignment& assignment, const Sent& sent) {
-    const double cost = settings_.selector == "paper" ? sent.seconds : sent.share_of_full_depth;
-    std::visit([&](auto& configurator) { configurator.report(assignment, sent.gain, cost); },
-               *configurator_);
   }
 
   /// FedAvg with server momentum (FedAvgM): v <- beta v + (average - global); global <- global + v.

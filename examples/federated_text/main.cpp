@@ -38,7 +38,9 @@ Settings parse(CLI::App& app, int argc, char** argv) {
   option("--out", s.out,
          "folder for metrics.jsonl, summary.json, accuracy.png, adapter.safetensors");
   app.add_flag("--resume", s.resume, "go on from the checkpoint in --out");
-  option("--rounds", s.rounds, "rounds");
+  option("--rounds", s.rounds,
+         "rounds at most; with --compare droppeft may play twice as many in fedlora's time");
+  option("--sim-seconds", s.sim_seconds, "end after so many simulated seconds; 0: no limit");
   option("--clients", s.clients, "devices");
   option("--clients-per-round", s.clients_per_round, "devices that train in a round");
   option("--alpha", s.alpha,
@@ -58,9 +60,15 @@ Settings parse(CLI::App& app, int argc, char** argv) {
          "mean share of layers dropped, in [0, 0.95], or auto: a bandit's choice");
   option("--gate", s.gate,
          "fixed: k layers a step; bernoulli: each layer by itself, as in the paper");
+  option(
+      "--pace", s.pace,
+      "round: a device drops only as much as it must to end with the slowest; device: as much as "
+      "its configuration says, as in the paper");
   option("--selector", s.selector, "thompson, ucb, or paper: a population of configurations");
-  option("--reward", s.reward,
-         "loss: fall of the loss on rows held back; accuracy: its rise, as in the paper");
+  option(
+      "--reward", s.reward,
+      "gain of a device: agreement, how far its update goes the way of the others'; loss, its fall "
+      "on rows held back; accuracy, its rise, as in the paper");
   option("--share-layers", s.share_layers,
          "layers that a device shares, the rest is personal; 0: all");
   option("--target-accuracy", s.target_accuracy,
@@ -84,10 +92,13 @@ Settings parse(CLI::App& app, int argc, char** argv) {
           " must be one of ", list, "; got '", value, "'");
   };
   one_of("--method", s.method, {"droppeft", "fedlora"});
+  one_of("--pace", s.pace, {"round", "device"});
   one_of("--gate", s.gate, {"fixed", "bernoulli"});
   one_of("--selector", s.selector, {"thompson", "ucb", "paper"});
-  one_of("--reward", s.reward, {"loss", "accuracy"});
+  one_of("--reward", s.reward, {"agreement", "loss", "accuracy"});
   at_least("--rounds", s.rounds, 1);
+  check(std::isfinite(s.sim_seconds) && s.sim_seconds >= 0,
+        "--sim-seconds must be finite and at least 0, got ", s.sim_seconds);
   at_least("--clients", s.clients, 1);
   at_least("--clients-per-round", s.clients_per_round, 1);
   check(s.clients_per_round <= s.clients, "--clients-per-round must be at most --clients, ",
@@ -152,7 +163,7 @@ std::vector<RoundMetrics> run(const Settings& settings, const fs::path& folder,
   fs::create_directories(folder);
   write_file(folder / "metrics.jsonl", lines());
   Console console(settings.method, settings.rounds);
-  while (federation.rounds_done() < settings.rounds) {
+  while (!federation.done()) {
     const auto round = federation.rounds_done() + 1;
     const auto& metrics = federation.play_round(
         [&](std::int64_t done, std::int64_t all) { console.step(round, done, all); });
@@ -228,6 +239,8 @@ void federated_text(const Settings& settings) {
   fedlora.method = "fedlora";
   droppeft.method = "droppeft";
   const auto plain = run(fedlora, settings.out / "fedlora", data, config);
+  droppeft.rounds = 2 * settings.rounds;
+  droppeft.sim_seconds = plain.back().sim_seconds;
   const auto dropped = run(droppeft, settings.out / "droppeft", data, config);
   const double target = settings.target_accuracy > 0 ? settings.target_accuracy
                                                      : smoothed_accuracy(plain, plain.size() - 1);

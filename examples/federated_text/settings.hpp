@@ -9,6 +9,7 @@
 struct Settings {
   std::string method = "droppeft";
   std::int64_t rounds = 20;
+  double sim_seconds = 0;  // 0: no limit
   std::int64_t clients = 20;
   std::int64_t clients_per_round = 5;
   double alpha = 1.0;
@@ -22,8 +23,9 @@ struct Settings {
   double logit_adjustment = 1;
   std::string drop_rate = "auto";
   std::string gate = "fixed";
+  std::string pace = "round";
   std::string selector = "thompson";
-  std::string reward = "loss";
+  std::string reward = "agreement";
   std::int64_t share_layers = 0;  // 0: all
   double target_accuracy = 0;     // 0: none
   std::uint64_t seed = 0;
@@ -38,8 +40,8 @@ struct Settings {
 };
 
 /// The settings that decide the numbers of a run, as summary.json states them and --resume checks.
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Settings, method, rounds, clients, clients_per_round, alpha,
-                                   local_steps, batch, max_length, rank, learning_rate,
-                                   head_learning_rate, server_momentum, logit_adjustment, drop_rate,
-                                   gate, selector, reward, share_layers, seed, train_rows,
-                                   test_rows)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Settings, method, rounds, sim_seconds, clients,
+                                   clients_per_round, alpha, local_steps, batch, max_length, rank,
+                                   learning_rate, head_learning_rate, server_momentum,
+                                   logit_adjustment, drop_rate, gate, pace, selector, reward,
+                                   share_layers, seed, train_rows, test_rows)

@@ -17,9 +17,7 @@
 /// Texts of about one length, padded to the longest. `mask` is undefined when nothing is padded.
 struct Batch {
   at::Tensor ids, mask, labels;
-
-  std::int64_t tokens() const { return ids.numel(); }
-  std::int64_t length() const { return ids.size(1); }
+  std::int64_t tokens = 0;  // without padding
 };
 
 inline Batch make_batch(const std::vector<Example>& examples, std::span<const std::size_t> rows) {
@@ -30,7 +28,7 @@ inline Batch make_batch(const std::vector<Example>& examples, std::span<const st
   }
   const auto count = static_cast<std::int64_t>(rows.size());
   const auto length = static_cast<std::int64_t>(longest);
-  Batch batch{at::zeros({count, length}, at::kLong), {}, at::empty({count}, at::kLong)};
+  Batch batch{at::zeros({count, length}, at::kLong), {}, at::empty({count}, at::kLong), 0};
   if (shortest < longest) batch.mask = at::zeros({count, length});
   for (std::int64_t i = 0; i < count; ++i) {
     const auto& example = examples[rows[static_cast<std::size_t>(i)]];
@@ -39,6 +37,7 @@ inline Batch make_batch(const std::vector<Example>& examples, std::span<const st
     if (batch.mask.defined())
       std::fill_n(batch.mask.data_ptr<float>() + i * length, example.ids.size(), 1.0F);
     batch.labels.data_ptr<std::int64_t>()[i] = example.label;
+    batch.tokens += static_cast<std::int64_t>(example.ids.size());
   }
   return batch;
 }

@@ -6,6 +6,7 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <iomanip>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -38,7 +39,7 @@ struct Configuration {
 inline std::string to_string(const Configuration& configuration) {
   if (configuration.mean_rate == 0) return "none";
   std::ostringstream text;
-  text << to_string(configuration.shape) << ' ' << configuration.mean_rate;
+  text << to_string(configuration.shape) << ' ' << std::setprecision(3) << configuration.mean_rate;
   return text.str();
 }
 
@@ -47,9 +48,9 @@ inline std::string to_string(const Configuration& configuration) {
 ///
 /// Means in [0, 0.95], else std::invalid_argument. The default grid is ours: small, since a
 /// federated run has few rounds to learn it in.
-inline std::vector<Configuration> configurations(const std::vector<double>& means = {0.2, 0.4, 0.6},
-                                                 const std::vector<RateShape>& shapes = {
-                                                     RateShape::uniform, RateShape::incremental}) {
+inline std::vector<Configuration> configurations(
+    const std::vector<double>& means = {1.0 / 3, 2.0 / 3, 5.0 / 6},
+    const std::vector<RateShape>& shapes = {RateShape::uniform, RateShape::incremental}) {
   std::vector<Configuration> grid{Configuration{}};
   for (const double mean : means) {
     check(mean >= 0 && mean <= 0.95, "configurations: means must be in [0, 0.95], got ", mean);
@@ -108,14 +109,17 @@ concept Configurator = requires(C configurator, const C& settled, std::size_t de
 ///
 /// The raw reward of an arm in a round is pooled over the devices that played it, R = sum of gains
 /// / sum of seconds: a mean of ratios would let the noise of the fastest device decide. Gains
-/// shrink as training converges, so raw rewards of different rounds do not compare. They are scaled
-/// by what is usual at the time: with m and s the mean and standard deviation of the raw rewards of
-/// the last `window` rounds, this one included (one for each round and arm), the reward is
+/// shrink as training converges, so raw rewards of different rounds do not compare, and an arm is
+/// judged beside those of its own round only: with m the same ratio over all devices of the round,
+/// and s the root mean square of R - m over the rounds and arms of the last `window` rounds, this
+/// one included, in which several arms were played, the reward is
 ///
 ///   1/2 + (R - m) / (4 s), clipped to [0, 1]; 1/2 where s = 0.
 ///
-/// Every report of the arm in the round gets that reward. Gain per second of the round is
-/// DropPEFT's reward (as recalled); pooling and scaling are ours.
+/// Every report of the arm in the round gets that reward. A round in which all play the same gives
+/// 1/2: it tells nothing. So where a round has one device, let finish() end a few rounds at once.
+/// Gain per second of the round is DropPEFT's reward (as recalled); pooling, pairing and scaling
+/// are ours.
 class RoundRewards {
  public:
   /// window >= 1, else std::invalid_argument.
@@ -165,21 +169,28 @@ class RoundRewards {
       find(ticket.arm)->gain += gain;
       find(ticket.arm)->seconds += seconds;
     }
-    for (const Arm& arm : arms) recent_.push_back({round_, arm.raw()});
-    std::erase_if(recent_, [this](const Raw& raw) { return round_ - raw.round >= window_; });
+    Arm all{};
+    for (const Arm& arm : arms) {
+      all.gain += arm.gain;
+      all.seconds += arm.seconds;
+    }
+    const auto deviation = [&](const Arm& arm) {
+      return arms.size() > 1 ? arm.raw() - all.raw() : 0.0;
+    };
+    if (arms.size() > 1)
+      for (const Arm& arm : arms) recent_.push_back({round_, deviation(arm)});
+    std::erase_if(recent_,
+                  [this](const Deviation& each) { return round_ - each.round >= window_; });
 
-    const auto count = static_cast<double>(recent_.size());
-    double mean = 0;
-    for (const Raw& raw : recent_) mean += raw.reward / count;
     double variance = 0;
-    for (const Raw& raw : recent_) variance += (raw.reward - mean) * (raw.reward - mean) / count;
+    for (const Deviation& each : recent_)
+      variance += each.value * each.value / static_cast<double>(recent_.size());
     const double spread = std::sqrt(variance);
 
     std::vector<std::pair<Ticket, double>> rewards;
     for (const Report& report : reports_) {
-      const double deviation = find(report.ticket.arm)->raw() - mean;
-      const double reward = spread > 0 ? std::clamp(0.5 + deviation / (4 * spread), 0.0, 1.0) : 0.5;
-      rewards.emplace_back(report.ticket, reward);
+      const double scaled = spread > 0 ? deviation(*find(report.ticket.arm)) / (4 * spread) : 0;
+      rewards.emplace_back(report.ticket, std::clamp(0.5 + scaled, 0.0, 1.0));
     }
     reports_.clear();
     ++round_;
@@ -191,7 +202,7 @@ class RoundRewards {
     for (const auto& [ticket, gain, seconds] : reports_)
       reports.push_back({ticket.id, ticket.arm, gain, seconds});
     auto recent = nlohmann::json::array();
-    for (const auto& [round, reward] : recent_) recent.push_back({round, reward});
+    for (const auto& [round, value] : recent_) recent.push_back({round, value});
     return {{"window", window_},
             {"round", round_},
             {"open", open_.save()},
@@ -216,7 +227,7 @@ class RoundRewards {
     const Saved recent = saved["recent"];
     for (std::size_t i = 0; i < recent.size(); ++i)
       loaded.recent_.push_back(
-          {recent.at(i).at(0).integer(loaded.round_), recent.at(i).at(1).number(-1e100, 1e100)});
+          {recent.at(i).at(0).integer(loaded.round_), recent.at(i).at(1).number(-2e100, 2e100)});
     *this = std::move(loaded);
   }
 
@@ -226,9 +237,9 @@ class RoundRewards {
     double gain;
     double seconds;
   };
-  struct Raw {
+  struct Deviation {
     std::uint64_t round;
-    double reward;
+    double value;
   };
 
   // Keeps ratios and their squares finite.
@@ -239,7 +250,7 @@ class RoundRewards {
   std::uint64_t round_ = 0;
   OpenTickets open_;
   std::vector<Report> reports_;
-  std::vector<Raw> recent_;
+  std::vector<Deviation> recent_;
 };
 
 namespace detail {
@@ -298,7 +309,9 @@ class SelectorConfigurator {
   }
 
   /// What a device gained and the seconds it took. Any measure of gain that grows with progress
-  /// will do, in [-1e50, 1e50]; ours is the fall of the loss on rows held back on the device.
+  /// will do, in [-1e50, 1e50]: the agreement of its update with the others', or the fall of the
+  /// loss on rows held back on the device, which is far noisier. Mostly above 0, or a ratio to
+  /// seconds punishes the fast.
   /// seconds > 0: where devices differ in speed, divide by what the device would take without
   /// dropout, or the rewards tell fast devices from slow ones. Else std::invalid_argument.
   void report(const Assignment& assignment, double gain, double seconds) {

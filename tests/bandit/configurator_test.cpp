@@ -144,20 +144,29 @@ TEST_CASE("the reward is pooled and scaled as documented") {
   play(0, 0, 1, 1);
   play(1, 0, 5, 3);  // arm 0: 6 / 4
   play(2, 1, 1, 2);  // arm 1: 1 / 2
-  // m = 1, s = 1/2: 1/2 +- (1/2) / (4 x 1/2).
+  // m = 7 / 6, deviations 1/3 and -2/3, s = sqrt(5 / 18).
   auto given = rewards.finish();
   CHECK(given.size() == 3);
-  CHECK(given[0].second == doctest::Approx(0.75));
+  CHECK(given[0].second == doctest::Approx(0.5 + 1 / (12 * std::sqrt(5.0 / 18))));
   CHECK(given[1].second == given[0].second);
-  CHECK(given[2].second == doctest::Approx(0.25));
+  CHECK(given[2].second == doctest::Approx(0.5 - 2 / (12 * std::sqrt(5.0 / 18))));
 
-  // The window holds 3/2, 1/2 and -2: m = 0, s = sqrt(6.5 / 3).
+  // A round with one arm tells nothing.
   play(3, 1, -4, 2);
-  given = rewards.finish();
-  CHECK(given[0].second == doctest::Approx(0.5 - 2 / (4 * std::sqrt(6.5 / 3))));
+  CHECK(rewards.finish()[0].second == 0.5);
 
-  // The window holds -2 and -2: no spread, no opinion.
-  play(4, 1, -2, 1);
+  // The window has forgotten the first round: m = 1, deviations 1 and -1.
+  play(4, 1, 2, 1);
+  play(5, 0, 0, 1);
+  given = rewards.finish();
+  CHECK(given[0].second == 0.75);
+  CHECK(given[1].second == 0.25);
+
+  // No spread, no opinion.
+  play(6, 1, 1, 1);
+  rewards.finish();
+  play(7, 1, 1, 1);
+  play(8, 0, 1, 1);
   CHECK(rewards.finish()[0].second == 0.5);
   CHECK(rewards.finish().empty());
 }

@@ -165,6 +165,29 @@ TEST_CASE_FIXTURE(Fixture, "dropped layers take less simulated time, memory and 
     CHECK(half.at(key).get<double>() < full.at(key).get<double>());
 }
 
+TEST_CASE_FIXTURE(Fixture,
+                  "at the pace of the round fast devices drop less, and it ends no later") {
+  REQUIRE(run("round", {"--drop-rate", "0.5"}) == 0);
+  REQUIRE(run("device", {"--drop-rate", "0.5", "--pace", "device"}) == 0);
+  const auto paced = metrics("round"), each = metrics("device");
+  for (std::size_t round = 0; round < paced.size(); ++round) {
+    const auto rates = paced[round].at("drop_rates").get<std::vector<double>>();
+    CHECK(*std::max_element(rates.begin(), rates.end()) == doctest::Approx(0.5));
+    CHECK(*std::min_element(rates.begin(), rates.end()) < 0.5);
+    CHECK(each[round].at("drop_rates") == std::vector<double>(3, 0.5));
+  }
+  CHECK(paced.back().at("sim_seconds").get<double>() ==
+        doctest::Approx(each.back().at("sim_seconds").get<double>()).epsilon(0.1));
+}
+
+TEST_CASE_FIXTURE(Fixture, "a run ends when its simulated seconds are used up") {
+  REQUIRE(run("whole") == 0);
+  const auto whole = metrics("whole");
+  const double limit = 0.9 * whole[1].at("sim_seconds").get<double>();
+  REQUIRE(run("short", {"--sim-seconds", std::to_string(limit)}) == 0);
+  CHECK(metrics("short").size() == 2);
+}
+
 TEST_CASE_FIXTURE(Fixture, "compare runs both methods and sums them up") {
   REQUIRE_MESSAGE(run("both", {"--compare"}) == 0, errors);
   const auto summary = nlohmann::json::parse(read_text(folder.path / "both/summary.json"));
@@ -217,6 +240,8 @@ TEST_CASE_FIXTURE(Fixture,
       {{"--drop-rate", "often"}, "often"},
       {{"--method", "magic"}, "magic"},
       {{"--gate", "open"}, "open"},
+      {{"--pace", "slow"}, "slow"},
+      {{"--sim-seconds", "nan"}, "--sim-seconds"},
       {{"--selector", "none"}, "none"},
       {{"--share-layers", "3"}, "--share-layers"},
       {{"--rounds", "0"}, "--rounds"},

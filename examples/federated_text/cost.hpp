@@ -1,0 +1,45 @@
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+#include "models/bert.hpp"
+#include "training.hpp"
+
+/// Floating-point operations of one encoder layer on a batch: two for each multiply-add of the
+/// linear maps, N (8 d^2 + 4 d f) for N tokens, of attention, 4 B S^2 d with its padding, and of
+/// rank-r adapters on query and value, 8 N r d. Norms, gelu and the head are left out: under 2 %
+/// here.
+struct LayerCost {
+  BertConfig config;
+  std::int64_t rank;
+
+  double forward(const Batch& batch) const {
+    return linear(batch) + attention(batch) + adapter(batch);
+  }
+
+  /// Frozen maps are passed once on the way back, adapters twice (input and weight), attention
+  /// twice. Nothing without adapters.
+  double backward(const Batch& batch) const {
+    return rank > 0 ? linear(batch) + 2 * attention(batch) + 2 * adapter(batch) : 0;
+  }
+
+ private:
+  static double number(std::int64_t value) { return static_cast<double>(value); }
+  double linear(const Batch& batch) const {
+    const double d = number(config.width);
+    return number(batch.tokens) * (8 * d * d + 4 * d * number(config.inner));
+  }
+  double attention(const Batch& batch) const {
+    return 4 * number(batch.ids.numel()) * number(batch.ids.size(1)) * number(config.width);
+  }
+  double adapter(const Batch& batch) const {
+    return 8 * number(batch.tokens) * number(rank) * number(config.width);
+  }
+};
+
+inline constexpr std::string_view cost_model =
+    "A device's seconds = FLOPs of its active layers / FLOP/s of its class + bits sent and "
+    "received / its bandwidth; a round lasts as long as its slowest device. FLOPs are counted "
+    "(linear maps, attention, adapters; frozen maps once forward and once backward). Classes: slow "
+    "10, middle 30, fast 90 GFLOP/s sustained (assumed); links log-uniform in 1 to 100 Mbit/s.";
