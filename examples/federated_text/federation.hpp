@@ -52,18 +52,20 @@ inline Configurator make_configurator(const std::string& selector, const droppef
       droppeft::ThompsonSelector(grid.size(), {.stream = stream, .policy = {.noise_sd = 0.2}}));
 }
 
-/// A line of metrics.jsonl. Seconds and bytes are sums since the start; rates are means over
-/// layers.
+/// A line of metrics.jsonl. Seconds and bytes are sums since the start, peak_bytes is the highest;
+/// the lists have an element for each device of the round, rates being means over layers.
 struct RoundMetrics {
   std::int64_t round = 0;
   double sim_seconds = 0, wall_seconds = 0;
   double accuracy = 0, personal_accuracy = 0, loss = 0;
   std::vector<double> drop_rates;
+  std::vector<std::string> device_classes;
+  std::vector<std::int64_t> device_peak_bytes;
   std::int64_t peak_bytes = 0, bytes_up = 0, bytes_down = 0;
 };
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(RoundMetrics, round, sim_seconds, wall_seconds, accuracy,
-                                   personal_accuracy, loss, drop_rates, peak_bytes, bytes_up,
-                                   bytes_down)
+                                   personal_accuracy, loss, drop_rates, device_classes,
+                                   device_peak_bytes, peak_bytes, bytes_up, bytes_down)
 
 /// A simulated federation: one frozen encoder, of which every device sees the whole, and an adapter
 /// state for each device that keeps some layers for itself.
@@ -108,6 +110,8 @@ class Federation {
     ++now.round;
     now.loss = 0;
     now.drop_rates.clear();
+    now.device_classes.clear();
+    now.device_peak_bytes.clear();
     const droppeft::Stream stream =
         root_.fold(stream_of_rounds).fold(number<std::uint64_t>(now.round));
     std::vector<Task> tasks;
@@ -130,6 +134,8 @@ class Federation {
       slowest = std::max(slowest, sent.seconds);
       now.loss += sent.loss / static_cast<double>(tasks.size());
       now.drop_rates.push_back(mean(tasks[i].drop_rates));
+      now.device_classes.emplace_back(devices_[tasks[i].client].speed.name);
+      now.device_peak_bytes.push_back(sent.peak_bytes);
       now.peak_bytes = std::max(now.peak_bytes, sent.peak_bytes);
       now.bytes_up += sent.shared.nbytes();
       now.bytes_down += sent.bytes_down;

@@ -205,12 +205,12 @@ void print_comparison(const nlohmann::json& fedlora, const nlohmann::json& dropp
   row("accuracy on the devices' own shares", "final_personal_accuracy", 1, "%.3f");
   row("target: fedlora's accuracy", "target_accuracy", 1, "%.3f");
   row("simulated seconds to target", "sim_seconds_to_target", 1, "%.1f");
-  row("MB sent up to target", "bytes_up_to_target", 1e6, "%.2f");
+  row("wall seconds to target", "wall_seconds_to_target", 1, "%.1f");
+  row("MB up and down to target", "bytes_to_target", 1e6, "%.2f");
+  row("peak MB of training, any device", "peak_bytes", 1e6, "%.1f");
+  row("peak MB of training, slow devices", "slow_peak_bytes", 1e6, "%.1f");
   row("simulated seconds, all rounds", "sim_seconds", 1, "%.1f");
   row("wall seconds, all rounds", "wall_seconds", 1, "%.1f");
-  row("peak MB of a device's training", "peak_bytes", 1e6, "%.1f");
-  row("MB up, all rounds", "bytes_up", 1e6, "%.2f");
-  row("MB down, all rounds", "bytes_down", 1e6, "%.2f");
 }
 
 void federated_text(const Settings& settings) {

@@ -50,6 +50,18 @@ inline std::optional<std::size_t> round_at_target(const std::vector<RoundMetrics
   return std::nullopt;
 }
 
+/// Mean over the rounds' slow devices of the peak bytes of their training; 0 without any.
+inline double slow_peak_bytes(const std::vector<RoundMetrics>& metrics) {
+  double sum = 0, count = 0;
+  for (const auto& round : metrics)
+    for (std::size_t i = 0; i < round.device_classes.size(); ++i)
+      if (round.device_classes[i] == speed_classes.front().name) {
+        sum += static_cast<double>(round.device_peak_bytes[i]);
+        ++count;
+      }
+  return count > 0 ? sum / count : 0;
+}
+
 /// summary.json of a run. `target` 0: none was asked for, and the times to it are null.
 inline nlohmann::json summarise(const Settings& settings, const std::vector<RoundMetrics>& metrics,
                                 double target) {
@@ -62,10 +74,11 @@ inline nlohmann::json summarise(const Settings& settings, const std::vector<Roun
                          {"target_accuracy", nullptr},
                          {"sim_seconds_to_target", nullptr},
                          {"wall_seconds_to_target", nullptr},
-                         {"bytes_up_to_target", nullptr},
+                         {"bytes_to_target", nullptr},
                          {"sim_seconds", metrics.back().sim_seconds},
                          {"wall_seconds", metrics.back().wall_seconds},
                          {"peak_bytes", metrics.back().peak_bytes},
+                         {"slow_peak_bytes", slow_peak_bytes(metrics)},
                          {"bytes_up", metrics.back().bytes_up},
                          {"bytes_down", metrics.back().bytes_down},
                          {"cost_model", cost_model},
@@ -75,7 +88,7 @@ inline nlohmann::json summarise(const Settings& settings, const std::vector<Roun
   if (const auto round = round_at_target(metrics, target)) {
     summary["sim_seconds_to_target"] = metrics[*round].sim_seconds;
     summary["wall_seconds_to_target"] = metrics[*round].wall_seconds;
-    summary["bytes_up_to_target"] = metrics[*round].bytes_up;
+    summary["bytes_to_target"] = metrics[*round].bytes_up + metrics[*round].bytes_down;
   }
   return summary;
 }
@@ -116,29 +129,32 @@ inline void draw(const std::filesystem::path& path, const std::vector<Curve>& cu
          << colours[i] << "' title '" << curves[i].name << " (mean of three rounds)'";
   plot << '\n';
   if (pair) {
-    const auto cost = [&](const auto& value) {
+    const auto share = [&](const auto& value) {
       return 100 * value(curves[1].metrics) / value(curves[0].metrics);
     };
-    const auto at_target = [&](const auto& metrics) {
-      const auto round = round_at_target(metrics, target);
-      return round ? metrics[*round].sim_seconds : std::nan("");
+    const auto share_at_target = [&](const auto& value) {
+      return share([&](const std::vector<RoundMetrics>& metrics) {
+        const auto round = round_at_target(metrics, target);
+        return round ? value(metrics[*round]) : std::nan("");
+      });
     };
-    const double time = cost(at_target);
+    const auto bar = [&](int place, double height, const std::string& label) {
+      plot << place << ' ' << (std::isfinite(height) ? height : 0) << " \"" << label
+           << (std::isfinite(height) ? "" : "\\n(not reached)") << "\"\n";
+    };
     plot << "unset arrow 1\nset size 0.34,1\nset origin 0.66,0\nunset key\nunset xlabel\n"
          << "set ylabel '" << curves[1].name << " as % of " << curves[0].name << "'\n"
          << "set bmargin 4\nset yrange [0:*]\nset offsets 0,0,12,0\nset xrange [-0.6:2.6]\nset "
             "boxwidth 0.6\nset style fill solid\n"
          << "set arrow 2 from -0.6,100 to 2.6,100 nohead dt 2 lc '#999999'\n$bars << EOD\n";
-    if (std::isfinite(time))
-      plot << "0 " << time << " \"time to\\n"
-           << std::fixed << std::setprecision(3) << target << "\"\n";
-    else
-      plot << "0 0 \"target not\\nreached\"\n";
-    plot << "1 " << cost([](const auto& m) { return static_cast<double>(m.back().peak_bytes); })
-         << " \"peak\\nmemory\"\n2 " << cost([](const auto& m) {
-              return static_cast<double>(m.back().bytes_up + m.back().bytes_down);
-            })
-         << " \"bytes\\nsent\"\nEOD\n"
+    bar(0, share_at_target([](const RoundMetrics& at) { return at.sim_seconds; }),
+        "time to\\ntarget");
+    bar(1, share(slow_peak_bytes), "peak memory,\\nslow devices");
+    bar(2, share_at_target([](const RoundMetrics& at) {
+          return static_cast<double>(at.bytes_up + at.bytes_down);
+        }),
+        "bytes to\\ntarget");
+    plot << "EOD\n"
          << "plot $bars using 1:2:xtic(3) with boxes lc '#d1495b', '' using "
             "1:2:($2 > 0 ? sprintf('%.0f',$2) : '') with labels offset 0,0.7\nunset multiplot\n";
   }

@@ -8,7 +8,7 @@
 /// What the command line of federated_text says.
 struct Settings {
   std::string method = "droppeft";
-  std::int64_t rounds = 20;
+  std::int64_t rounds = 12;
   double sim_seconds = 0;  // 0: no limit
   std::int64_t clients = 20;
   std::int64_t clients_per_round = 5;

@@ -70,7 +70,8 @@ TEST_CASE_FIXTURE(Fixture, "a run writes a line of metrics a round, a summary an
   REQUIRE(lines.size() == 4);
   for (std::size_t i = 0; i < lines.size(); ++i) {
     CHECK(lines[i].at("round") == i + 1);
-    CHECK(lines[i].at("drop_rates").size() == 3);
+    for (const char* key : {"drop_rates", "device_classes", "device_peak_bytes"})
+      CHECK(lines[i].at(key).size() == 3);
     for (const char* key : {"sim_seconds", "accuracy", "personal_accuracy", "loss", "peak_bytes",
                             "bytes_up", "bytes_down"})
       CHECK(lines[i].at(key).is_number());
@@ -195,6 +196,13 @@ TEST_CASE_FIXTURE(Fixture, "compare runs both methods and sums them up") {
   CHECK(summary.at("droppeft").at("method") == "droppeft");
   CHECK(summary.at("fedlora").at("target_accuracy") == summary.at("fedlora").at("final_accuracy"));
   CHECK(output.find("simulated seconds to target") != std::string::npos);
+
+  // droppeft ends in fedlora's simulated time or after twice its rounds.
+  const auto plain = metrics("both/fedlora"), dropped = metrics("both/droppeft");
+  CHECK(plain.size() == 4);
+  const double limit = plain.back().at("sim_seconds").get<double>();
+  CHECK((dropped.size() == 8 || dropped.back().at("sim_seconds").get<double>() >= limit));
+  CHECK(dropped[dropped.size() - 2].at("sim_seconds").get<double>() < limit);
 }
 
 TEST_CASE_FIXTURE(Fixture,
