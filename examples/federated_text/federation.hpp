@@ -130,7 +130,7 @@ class Federation {
       }));
       const Sent& sent = received.back();
       weights.push_back(static_cast<double>(devices_[tasks[i].client].train.size()));
-      average.add(sent.shared, weights.back());
+      add(average, sent, weights.back());
       slowest = std::max(slowest, sent.seconds);
       now.loss += sent.loss / static_cast<double>(tasks.size());
       now.drop_rates.push_back(mean(tasks[i].drop_rates));
@@ -214,9 +214,10 @@ class Federation {
   /// What a device sends after its local steps, and what they cost.
   struct Sent {
     droppeft::State shared;
-    double loss = 0;     // mean over the steps
-    double gain = 0;     // on the rows held back
-    double seconds = 0;  // of the device's clock
+    std::vector<double> participation;  // of each layer: in which share of the steps it was active
+    double loss = 0;                    // mean over the steps
+    double gain = 0;                    // on the rows held back
+    double seconds = 0;                 // of the device's clock
     std::int64_t peak_bytes = 0, bytes_down = 0;
   };
 
@@ -306,6 +307,17 @@ class Federation {
     return assignments;
   }
 
+  /// A device weighs in the average of a layer what it trained of it: its examples times the share
+  /// of its steps in which the layer was active. Else devices that drop would dilute the others'
+  /// updates.
+  void add(droppeft::FedAvg& average, const Sent& sent, double examples) const {
+    average.add(droppeft::layer_part(sent.shared, layer_names_, {}, /*outside=*/true), examples);
+    for (std::size_t layer = 0; layer < layers(); ++layer)
+      if (sent.participation[layer] > 0)
+        average.add(droppeft::layer_part(sent.shared, layer_names_, std::span(&layer, 1), false),
+                    examples * sent.participation[layer]);
+  }
+
   /// Tells the configurator what each device gained and at which cost.
   void report(const std::vector<droppeft::Assignment>& assignments, const std::vector<Task>& tasks,
               const std::vector<Sent>& received, const std::vector<double>& weights) {
@@ -360,6 +372,7 @@ class Federation {
     droppeft::MemoryMeter meter;
     double flops = test_flops(device);
     if (holds()) sent.gain -= worth(device);
+    sent.participation.assign(layers(), 0);
     droppeft::LayerImportance importance(layer_names_, layers());
     {
       std::vector<torch::optim::OptimizerParamGroup> groups;
@@ -384,6 +397,8 @@ class Federation {
         optimizer.zero_grad();
         loss.backward();
         importance.add(*model_);
+        for (std::size_t layer = 0; layer < layers(); ++layer)
+          if (plan.active(layer)) sent.participation[layer] += 1 / number(settings_.local_steps);
         optimizer.step();
         sent.loss += loss.item<double>() / number(settings_.local_steps);
         flops += (cost_.forward(batch) + cost_.backward(batch)) *

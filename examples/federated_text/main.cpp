@@ -39,7 +39,7 @@ Settings parse(CLI::App& app, int argc, char** argv) {
          "folder for metrics.jsonl, summary.json, accuracy.png, adapter.safetensors");
   app.add_flag("--resume", s.resume, "go on from the checkpoint in --out");
   option("--rounds", s.rounds,
-         "rounds at most; with --compare droppeft may play twice as many in fedlora's time");
+         "rounds at most; with --compare droppeft may play thrice as many in fedlora's time");
   option("--sim-seconds", s.sim_seconds, "end after so many simulated seconds; 0: no limit");
   option("--clients", s.clients, "devices");
   option("--clients-per-round", s.clients_per_round, "devices that train in a round");
@@ -239,7 +239,7 @@ void federated_text(const Settings& settings) {
   fedlora.method = "fedlora";
   droppeft.method = "droppeft";
   const auto plain = run(fedlora, settings.out / "fedlora", data, config);
-  droppeft.rounds = 2 * settings.rounds;
+  droppeft.rounds = 3 * settings.rounds;
   droppeft.sim_seconds = plain.back().sim_seconds;
   const auto dropped = run(droppeft, settings.out / "droppeft", data, config);
   const double target = settings.target_accuracy > 0 ? settings.target_accuracy

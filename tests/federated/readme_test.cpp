@@ -1,5 +1,5 @@
-// The federation of the README, line by line, on a task that it must learn. tests/readme.py compares
-// the two.
+// The federation of the README, line by line, on a task that it must learn. tests/readme.py
+// compares the two.
 #include <torch/nn/modules/container/sequential.h>
 #include <torch/nn/modules/linear.h>
 #include <torch/optim/sgd.h>
