@@ -22,9 +22,8 @@ void predict(const std::filesystem::path& folder, const std::filesystem::path& a
   using droppeft::require;
   std::map<std::string, std::string> metadata;
   const droppeft::State state = droppeft::load_safetensors(adapter, &metadata);
-  require(metadata.contains("federated_text"), adapter.string(),
-          " is not an adapter of federated_text");
-  const auto about = nlohmann::json::parse(metadata.at("federated_text"));
+  const auto about = nlohmann::json::parse(metadata["federated_text"], nullptr, false);
+  require(about.contains("labels"), adapter.string(), " is not an adapter of federated_text");
   const auto labels = about.at("labels").get<std::vector<std::string>>();
 
   TextClassifier model(read_bert_config(folder), static_cast<std::int64_t>(labels.size()));

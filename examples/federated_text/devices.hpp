@@ -27,7 +27,7 @@ inline constexpr std::array speed_classes{SpeedClass{"slow", 10e9}, SpeedClass{"
 /// One simulated device.
 struct Device {
   std::vector<std::size_t> train;  // rows that it trains on
-  std::vector<std::size_t> held;   // rows held back, on which the gain of a round is measured
+  std::vector<std::size_t> held;   // rows held back to measure a gain on, if any
   std::vector<std::size_t> test;   // its share of the test set
   SpeedClass speed;
   double bandwidth;  // bits per second, either way
@@ -66,7 +66,7 @@ inline std::vector<Device> make_devices(const TextData& data, std::size_t count,
                                         std::size_t least, std::size_t held,
                                         const droppeft::Stream& stream) {
   droppeft::check(data.train.size() >= count * least, "--clients: ", count, " devices need ", least,
-                  " training rows each, but there are only ", data.train.size());
+                  " training rows each (two of --batch), but there are only ", data.train.size());
   droppeft::Stream numbers = stream.fold(0);
   std::vector<std::vector<double>> shares;
   for (std::size_t label = 0; label < data.labels.size(); ++label) {

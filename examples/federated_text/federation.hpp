@@ -9,6 +9,7 @@
 #include <droppeft/bandit/thompson.hpp>
 #include <droppeft/bandit/ucb.hpp>
 #include <droppeft/configurator.hpp>
+#include <droppeft/core/module.hpp>
 #include <droppeft/core/state.hpp>
 #include <droppeft/dropout/gate.hpp>
 #include <droppeft/federated/agreement.hpp>
@@ -18,6 +19,7 @@
 #include <droppeft/io/safetensors.hpp>
 #include <droppeft/memory/meter.hpp>
 #include <droppeft/peft/add_lora.hpp>
+#include <droppeft/random/shuffle.hpp>
 #include <filesystem>
 #include <functional>
 #include <map>
@@ -25,6 +27,7 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <optional>
+#include <span>
 #include <string>
 #include <variant>
 #include <vector>
@@ -97,7 +100,14 @@ class Federation {
   }
 
   std::int64_t rounds_done() const { return static_cast<std::int64_t>(metrics_.size()); }
-  bool done() const { return share_done() >= 1; }
+
+  /// How much of the run is behind: 1 or more when its rounds or its simulated seconds are used up.
+  double share_done() const {
+    const double rounds = number(rounds_done()) / number(settings_.rounds);
+    if (settings_.sim_seconds == 0 || metrics_.empty()) return rounds;
+    return std::max(rounds, metrics_.back().sim_seconds / settings_.sim_seconds);
+  }
+
   const std::vector<RoundMetrics>& metrics() const { return metrics_; }
 
   /// The adapters and the head that the devices share.
@@ -213,11 +223,11 @@ class Federation {
 
   /// What a device sends after its local steps, and what they cost.
   struct Sent {
-    droppeft::State shared;
-    std::vector<double> participation;  // of each layer: in which share of the steps it was active
-    double loss = 0;                    // mean over the steps
-    double gain = 0;                    // on the rows held back
-    double seconds = 0;                 // of the device's clock
+    droppeft::State shared, update;         // the update: what is shared minus what it was before
+    std::vector<std::size_t> active_steps;  // of each layer
+    double loss = 0;                        // mean over the steps
+    double gain = 0;                        // on the rows held back
+    double seconds = 0;                     // of the device's clock
     std::int64_t peak_bytes = 0, bytes_down = 0;
   };
 
@@ -245,14 +255,7 @@ class Federation {
     return clients;
   }
 
-  /// How much of the run is behind: 1 when its rounds or its simulated seconds are used up.
-  double share_done() const {
-    const double rounds = number(rounds_done()) / number(settings_.rounds);
-    if (settings_.sim_seconds == 0 || metrics_.empty()) return rounds;
-    return std::max(rounds, metrics_.back().sim_seconds / settings_.sim_seconds);
-  }
-
-  /// Learning rates fall linearly with the progress of the run, to a tenth.
+  /// Learning rates fall linearly with the progress of the run, towards a tenth at its end.
   double learning_rate_decay() const { return 1 - 0.9 * std::min(share_done(), 1.0); }
 
   Task make_task(std::size_t client, const droppeft::Stream& stream) const {
@@ -268,9 +271,19 @@ class Federation {
       flops += number(model_->config.layers) * (cost_.forward(batch) + cost_.backward(batch));
     }
     task.cost.layer_seconds = flops / device.speed.flops;
+    // What it will send is not known before; layers are of one size.
+    const double up =
+        number(global_.nbytes()) *
+        (settings_.share_layers > 0 ? number(settings_.share_layers) / number(model_->config.layers)
+                                    : 1);
     task.cost.other_seconds = test_flops(device) / device.speed.flops +
-                              2 * 8 * number(global_.nbytes()) / device.bandwidth;
+                              8 * (number(down(client).nbytes()) + up) / device.bandwidth;
     return task;
+  }
+
+  /// What a device is sent: all that it does not have of its own.
+  droppeft::State down(std::size_t client) const {
+    return global_.select([&](auto name) { return !personal_[client].contains(name); });
   }
 
   /// Operations for a look at the held rows before and after the local steps.
@@ -313,29 +326,34 @@ class Federation {
   void add(droppeft::FedAvg& average, const Sent& sent, double examples) const {
     average.add(droppeft::layer_part(sent.shared, layer_names_, {}, /*outside=*/true), examples);
     for (std::size_t layer = 0; layer < layers(); ++layer)
-      if (sent.participation[layer] > 0)
+      if (sent.active_steps[layer] > 0)
         average.add(droppeft::layer_part(sent.shared, layer_names_, std::span(&layer, 1), false),
-                    examples * sent.participation[layer]);
+                    examples * static_cast<double>(sent.active_steps[layer]) /
+                        number(settings_.local_steps));
   }
 
-  /// Tells the configurator what each device gained and at which cost.
+  /// Tells the configurator what each device gained and at which cost: of the round's seconds at
+  /// the pace of its configuration the share of those at full depth, or with --pace device of its
+  /// own; the paper takes its own seconds. Gains are lengths of whole updates, so they count layers
+  /// as trained, without add()'s weights.
   void report(const std::vector<droppeft::Assignment>& assignments, const std::vector<Task>& tasks,
               const std::vector<Sent>& received, const std::vector<double>& weights) {
     std::vector<double> gains;
     std::vector<droppeft::State> updates;
     for (const Sent& sent : received) {
       gains.push_back(sent.gain);
-      updates.push_back(sent.shared -
-                        global_.select([&](auto name) { return sent.shared.contains(name); }));
+      updates.push_back(sent.update);
     }
-    if (settings_.reward == "agreement" && received.size() > 1)
-      gains = droppeft::agreement(updates, weights);
+    if (settings_.reward == "agreement") gains = droppeft::agreement(updates, weights);
+    const auto seconds = [&](std::size_t i) {
+      if (settings_.pace == "round") return tasks[i].share_of_full_depth;
+      if (settings_.selector == "paper") return received[i].seconds;
+      return received[i].seconds / tasks[i].cost.seconds(0);
+    };
     std::visit(
         [&](auto& configurator) {
           for (std::size_t i = 0; i < received.size(); ++i)
-            configurator.report(
-                assignments[i], gains[i],
-                settings_.pace == "round" ? tasks[i].share_of_full_depth : received[i].seconds);
+            configurator.report(assignments[i], gains[i], seconds(i));
           configurator.finish_round();
         },
         *configurator_);
@@ -365,14 +383,14 @@ class Federation {
     Device& device = devices_[task.client];
     Sent sent;
     const droppeft::State& mine = personal_[task.client];
-    sent.bytes_down = global_.select([&](auto name) { return !mine.contains(name); }).nbytes();
-    droppeft::load_state(*model_, global_.updated(mine));
+    sent.bytes_down = down(task.client).nbytes();
+    const droppeft::State start = global_.updated(mine);
+    droppeft::load_state(*model_, start);
     torch::manual_seed(droppeft::Stream(task.stream)());
 
     droppeft::MemoryMeter meter;
     double flops = test_flops(device);
     if (holds()) sent.gain -= worth(device);
-    sent.participation.assign(layers(), 0);
     droppeft::LayerImportance importance(layer_names_, layers());
     {
       std::vector<torch::optim::OptimizerParamGroup> groups;
@@ -397,8 +415,6 @@ class Federation {
         optimizer.zero_grad();
         loss.backward();
         importance.add(*model_);
-        for (std::size_t layer = 0; layer < layers(); ++layer)
-          if (plan.active(layer)) sent.participation[layer] += 1 / number(settings_.local_steps);
         optimizer.step();
         sent.loss += loss.item<double>() / number(settings_.local_steps);
         flops += (cost_.forward(batch) + cost_.backward(batch)) *
@@ -415,8 +431,15 @@ class Federation {
         settings_.share_layers > 0 ? static_cast<std::size_t>(settings_.share_layers) : layers();
     const auto shared = droppeft::top_layers(importance.value(), share);
     sent.shared = droppeft::layer_part(state, layer_names_, shared, /*outside=*/true);
+    sent.update = sent.shared - start.select([&](auto name) { return sent.shared.contains(name); });
+    const auto active = importance.active_steps();
+    sent.active_steps.assign(active.begin(), active.end());
     if (share < layers())
-      personal_[task.client] = state.select([&](auto name) { return !sent.shared.contains(name); });
+      personal_[task.client] = state.select([&](auto name) {
+        const auto layer = layer_names_(name);
+        return !sent.shared.contains(name) &&
+               (mine.contains(name) || (layer && active[*layer] > 0));
+      });
 
     sent.seconds = flops / device.speed.flops +
                    8 * number(sent.bytes_down + sent.shared.nbytes()) / device.bandwidth;

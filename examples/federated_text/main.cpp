@@ -6,9 +6,10 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
+#include <iomanip>
 #include <iostream>
 #include <string>
 #include <vector>
@@ -51,7 +52,7 @@ Settings parse(CLI::App& app, int argc, char** argv) {
   option("--rank", s.rank,
          "rank of the adapters on query and value (alpha is twice the rank); 0: head only");
   option("--learning-rate", s.learning_rate,
-         "of the adapters in the first round; falls to a tenth");
+         "of the adapters in the first round; falls towards a tenth");
   option("--head-learning-rate", s.head_learning_rate, "of the head, likewise");
   option("--server-momentum", s.server_momentum, "beta of FedAvgM, in [0, 1); 0: FedAvg");
   option("--logit-adjustment", s.logit_adjustment,
@@ -62,8 +63,8 @@ Settings parse(CLI::App& app, int argc, char** argv) {
          "fixed: k layers a step; bernoulli: each layer by itself, as in the paper");
   option(
       "--pace", s.pace,
-      "round: a device drops only as much as it must to end with the slowest; device: as much as "
-      "its configuration says, as in the paper");
+      "round: a configuration sets how long the round would take if all had it, and a device drops "
+      "only as much as that takes; device: as much as its configuration says, as in the paper");
   option("--selector", s.selector, "thompson, ucb, or paper: a population of configurations");
   option(
       "--reward", s.reward,
@@ -73,10 +74,12 @@ Settings parse(CLI::App& app, int argc, char** argv) {
          "layers that a device shares, the rest is personal; 0: all");
   option("--target-accuracy", s.target_accuracy,
          "report the time to it; 0: none, with --compare fedlora's final one");
-  option("--seed", s.seed, "seed of everything");
+  option("--seed", s.seed, "seed of everything, from 0 to 2^64 - 1");
   option("--train-rows", s.train_rows, "use the first so many training rows; 0: all");
   option("--test-rows", s.test_rows, "use the first so many test rows; 0: all");
-  option("--threads", s.threads, "threads; 0: as LibTorch thinks best");
+  option("--threads", s.threads,
+         "threads; 0: as LibTorch thinks best. On a busy machine 1, or OMP_WAIT_POLICY=passive in "
+         "the environment");
   app.footer("Cost model of the simulated clock: " + std::string(cost_model));
   app.parse(argc, argv);
 
@@ -105,10 +108,17 @@ Settings parse(CLI::App& app, int argc, char** argv) {
         s.clients, ", got ", s.clients_per_round);
   check(std::isfinite(s.alpha) && s.alpha > 0, "--alpha must be positive and finite, got ",
         s.alpha);
+  check(s.clients_per_round >= 2 || s.drop_rate != "auto" || (s.method == "fedlora" && !s.compare),
+        "--clients-per-round must be at least 2 with --drop-rate auto, which compares the devices "
+        "of a round, got ",
+        s.clients_per_round);
   at_least("--local-steps", s.local_steps, 1);
   at_least("--batch", s.batch, 1);
   at_least("--max-length", s.max_length, 3);
   at_least("--rank", s.rank, 0);
+  const auto* seed = app.get_option("--seed");
+  check(seed->empty() || seed->as<std::string>().find('-') == std::string::npos,
+        "--seed must be from 0 to 2^64 - 1, got ", seed->empty() ? "" : seed->as<std::string>());
   for (const auto& [name, rate] : {std::pair("--learning-rate", s.learning_rate),
                                    std::pair("--head-learning-rate", s.head_learning_rate)})
     check(std::isfinite(rate) && rate > 0, name, " must be positive and finite, got ", rate);
@@ -150,9 +160,13 @@ std::vector<RoundMetrics> run(const Settings& settings, const fs::path& folder,
   load_bert_weights(model->bert, settings.model);
   Federation federation(settings, model, data);
   const auto checkpoint = folder / "checkpoint.safetensors";
-  if (settings.resume && fs::exists(checkpoint)) {
-    federation.load(checkpoint);
-    std::cout << settings.method << " goes on after round " << federation.rounds_done() << "\n";
+  if (settings.resume) {
+    const bool found = fs::exists(checkpoint);
+    if (found) federation.load(checkpoint);
+    std::cout << settings.method
+              << (found ? " goes on after round " + std::to_string(federation.rounds_done())
+                        : " begins anew: there is no " + checkpoint.string())
+              << "\n";
   }
 
   const auto lines = [&] {
@@ -162,11 +176,15 @@ std::vector<RoundMetrics> run(const Settings& settings, const fs::path& folder,
   };
   fs::create_directories(folder);
   write_file(folder / "metrics.jsonl", lines());
-  Console console(settings.method, settings.rounds);
-  while (!federation.done()) {
-    const auto round = federation.rounds_done() + 1;
-    const auto& metrics = federation.play_round(
-        [&](std::int64_t done, std::int64_t all) { console.step(round, done, all); });
+  Console console(settings.method);
+  while (federation.share_done() < 1) {
+    const double behind = federation.share_done();
+    const auto& metrics = federation.play_round([&](std::int64_t done, std::int64_t all) {
+      const auto rounds = static_cast<double>(federation.rounds_done());
+      const double next = rounds > 0 ? behind / rounds : 1 / static_cast<double>(settings.rounds);
+      console.step(federation.rounds_done() + 1,
+                   behind + next * static_cast<double>(done) / static_cast<double>(all));
+    });
     write_file(folder / "metrics.jsonl", lines());
     federation.save(checkpoint);
     console.round(metrics);
@@ -192,23 +210,22 @@ void print_comparison(const nlohmann::json& fedlora, const nlohmann::json& dropp
     const auto &a = fedlora.at(key), &b = droppeft.at(key);
     std::cout << std::left << std::setw(34) << name << std::right << std::setw(12) << cell(a)
               << std::setw(12) << cell(b);
-    if (!a.is_null() && !b.is_null() && b.get<double>() > 0)
-      std::cout << std::setw(10) << std::fixed << std::setprecision(2)
-                << a.get<double>() / b.get<double>();
+    if (!a.is_null() && !b.is_null() && a.get<double>() > 0)
+      std::cout << std::setw(9) << std::llround(100 * b.get<double>() / a.get<double>()) << "%";
     std::cout << "\n";
   };
   std::cout << "\n"
             << std::left << std::setw(34) << "" << std::right << std::setw(12) << "fedlora"
-            << std::setw(12) << "droppeft" << std::setw(10) << "ratio"
+            << std::setw(12) << "droppeft" << std::setw(10) << "share"
             << "\n";
   row("accuracy (mean of last 3 rounds)", "final_accuracy", 1, "%.3f");
-  row("accuracy on the devices' own shares", "final_personal_accuracy", 1, "%.3f");
-  row("target: fedlora's accuracy", "target_accuracy", 1, "%.3f");
+  row("the same on devices' own test texts", "final_personal_accuracy", 1, "%.3f");
+  row("target accuracy", "target_accuracy", 1, "%.3f");
   row("simulated seconds to target", "sim_seconds_to_target", 1, "%.1f");
   row("wall seconds to target", "wall_seconds_to_target", 1, "%.1f");
   row("MB up and down to target", "bytes_to_target", 1e6, "%.2f");
   row("peak MB of training, any device", "peak_bytes", 1e6, "%.1f");
-  row("peak MB of training, slow devices", "slow_peak_bytes", 1e6, "%.1f");
+  row("mean peak MB, slow devices", "slow_peak_bytes", 1e6, "%.1f");
   row("simulated seconds, all rounds", "sim_seconds", 1, "%.1f");
   row("wall seconds, all rounds", "wall_seconds", 1, "%.1f");
 }
@@ -218,6 +235,8 @@ void federated_text(const Settings& settings) {
   const BertConfig config = read_bert_config(settings.model);
   droppeft::check(settings.share_layers <= config.layers, "--share-layers must be at most ",
                   config.layers, ", got ", settings.share_layers);
+  droppeft::check(settings.rank <= config.width, "--rank must be at most the model's width, ",
+                  config.width, ", got ", settings.rank);
   droppeft::check(settings.max_length <= config.positions, "--max-length must be at most ",
                   config.positions, ", got ", settings.max_length);
   const droppeft::WordPiece tokenizer(
@@ -241,7 +260,10 @@ void federated_text(const Settings& settings) {
   const auto plain = run(fedlora, settings.out / "fedlora", data, config);
   droppeft.rounds = 3 * settings.rounds;
   droppeft.sim_seconds = plain.back().sim_seconds;
-  const auto dropped = run(droppeft, settings.out / "droppeft", data, config);
+  auto dropped = run(droppeft, settings.out / "droppeft", data, config);
+  // A round that ends late does not count.
+  while (dropped.size() > 1 && dropped.back().sim_seconds > droppeft.sim_seconds)
+    dropped.pop_back();
   const double target = settings.target_accuracy > 0 ? settings.target_accuracy
                                                      : smoothed_accuracy(plain, plain.size() - 1);
   finish(fedlora, settings.out / "fedlora", plain, target);

@@ -42,10 +42,12 @@ inline double smoothed_accuracy(const std::vector<RoundMetrics>& metrics, std::s
   return sum / static_cast<double>(round - first + 1);
 }
 
-/// The first round in which the mean of the last three accuracies is at the target.
+/// The first round in which the mean of the last three accuracies is at the target; the last round
+/// of a shorter run has as many as there are.
 inline std::optional<std::size_t> round_at_target(const std::vector<RoundMetrics>& metrics,
                                                   double target) {
-  for (std::size_t round = 2; round < metrics.size(); ++round)
+  for (std::size_t round = std::min<std::size_t>(2, metrics.size() - 1); round < metrics.size();
+       ++round)
     if (smoothed_accuracy(metrics, round) >= target) return round;
   return std::nullopt;
 }
@@ -149,7 +151,7 @@ inline void draw(const std::filesystem::path& path, const std::vector<Curve>& cu
          << "set arrow 2 from -0.6,100 to 2.6,100 nohead dt 2 lc '#999999'\n$bars << EOD\n";
     bar(0, share_at_target([](const RoundMetrics& at) { return at.sim_seconds; }),
         "time to\\ntarget");
-    bar(1, share(slow_peak_bytes), "peak memory,\\nslow devices");
+    bar(1, share(slow_peak_bytes), "mean peak memory,\\nslow devices");
     bar(2, share_at_target([](const RoundMetrics& at) {
           return static_cast<double>(at.bytes_up + at.bytes_down);
         }),
@@ -169,23 +171,22 @@ inline void draw(const std::filesystem::path& path, const std::vector<Curve>& cu
 /// Tells how a run goes: a bar with the time left on a terminal, and a line a round anywhere.
 class Console {
  public:
-  Console(std::string method, std::int64_t rounds)
-      : method_(std::move(method)), rounds_(rounds), terminal_(isatty(STDOUT_FILENO) == 1) {}
+  explicit Console(std::string method)
+      : method_(std::move(method)), terminal_(isatty(STDOUT_FILENO) == 1) {}
 
-  /// `done` of `all` local steps of round `round` (from 1) are done.
-  void step(std::int64_t round, std::int64_t done, std::int64_t all) {
+  /// Within round `round` (from 1), `share` of the whole run is done.
+  void step(std::int64_t round, double share) {
     if (!terminal_) return;
-    const auto now = std::chrono::steady_clock::now();
-    if (first_round_ == 0) first_round_ = round;
-    const double here = static_cast<double>(done) / static_cast<double>(all);
-    const double passed = static_cast<double>(round - first_round_) + here;
-    const double left = static_cast<double>(rounds_ - round) + 1 - here;
-    const double seconds = std::chrono::duration<double>(now - start_).count() * left / passed;
-    const auto filled = static_cast<std::size_t>(24 * (static_cast<double>(round - 1) + here) /
-                                                 static_cast<double>(rounds_));
-    std::cout << "\r\033[K" << method_ << " [" << std::string(filled, '=')
-              << std::string(24 - filled, ' ') << "] round " << round << "/" << rounds_ << ", "
-              << std::llround(seconds) << " s left" << std::flush;
+    share = std::min(share, 1.0);
+    if (!first_share_) first_share_ = share;
+    std::cout << "\r\033[K" << method_ << " [" << std::string(filled(share), '=')
+              << std::string(24 - filled(share), ' ') << "] round " << round;
+    if (share > first_share_) {
+      const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - start_;
+      const double left = passed.count() * (1 - share) / (share - *first_share_);
+      std::cout << ", " << std::llround(left) << " s left";
+    }
+    std::cout << std::flush;
   }
 
   void round(const RoundMetrics& metrics) {
@@ -193,20 +194,21 @@ class Console {
     double rate = 0;
     for (const double each : metrics.drop_rates)
       rate += each / static_cast<double>(metrics.drop_rates.size());
-    std::cout << std::fixed << method_ << " round " << std::setw(3) << metrics.round << "/"
-              << rounds_ << std::setprecision(3) << "  accuracy " << metrics.accuracy
-              << "  personal " << metrics.personal_accuracy << "  loss " << metrics.loss
-              << std::setprecision(2) << "  dropped " << rate << std::setprecision(0) << "  sim "
-              << metrics.sim_seconds << " s  wall " << metrics.wall_seconds << " s"
-              << std::setprecision(1) << "  peak " << static_cast<double>(metrics.peak_bytes) / 1e6
-              << " MB  up " << static_cast<double>(metrics.bytes_up) / 1e6 << " MB  down "
+    std::cout << std::fixed << method_ << " round " << std::setw(3) << metrics.round
+              << std::setprecision(3) << "  accuracy " << metrics.accuracy << "  personal "
+              << metrics.personal_accuracy << "  loss " << metrics.loss << std::setprecision(2)
+              << "  dropped " << rate << std::setprecision(0) << "  sim " << metrics.sim_seconds
+              << " s  wall " << metrics.wall_seconds << " s" << std::setprecision(1) << "  peak "
+              << static_cast<double>(metrics.peak_bytes) / 1e6 << " MB  up "
+              << static_cast<double>(metrics.bytes_up) / 1e6 << " MB  down "
               << static_cast<double>(metrics.bytes_down) / 1e6 << " MB" << std::endl;
   }
 
  private:
+  static std::size_t filled(double share) { return static_cast<std::size_t>(24 * share); }
+
   std::string method_;
-  std::int64_t rounds_;
   bool terminal_;
-  std::int64_t first_round_ = 0;
+  std::optional<double> first_share_;
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };

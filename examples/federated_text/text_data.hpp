@@ -62,8 +62,8 @@ inline std::vector<std::pair<std::string, std::string>> read_labelled(std::strin
 inline std::vector<std::pair<std::string, std::string>> read_labelled_file(
     const std::filesystem::path& path) {
   std::ifstream file(path, std::ios::binary);
-  droppeft::require(file.good(), "cannot read ", path.string(),
-                    ": a data folder holds train.csv and test.csv");
+  droppeft::require(file.good() && std::filesystem::is_regular_file(path), "cannot read ",
+                    path.string(), ": a data folder holds train.csv and test.csv");
   const std::string csv(std::istreambuf_iterator<char>(file), {});
   return read_labelled(csv, path.string());
 }

@@ -4,10 +4,8 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <droppeft/core/module.hpp>
 #include <droppeft/random/shuffle.hpp>
 #include <droppeft/random/stream.hpp>
-#include <numeric>
 #include <span>
 #include <vector>
 

@@ -117,9 +117,9 @@ concept Configurator = requires(C configurator, const C& settled, std::size_t de
 ///   1/2 + (R - m) / (4 s), clipped to [0, 1]; 1/2 where s = 0.
 ///
 /// Every report of the arm in the round gets that reward. A round in which all play the same gives
-/// 1/2: it tells nothing. So where a round has one device, let finish() end a few rounds at once.
-/// Gain per second of the round is DropPEFT's reward (as recalled); pooling, pairing and scaling
-/// are ours.
+/// 1/2, as much as it tells. So where a round has one device, let finish() end a few rounds at
+/// once. Gain per second of the round is DropPEFT's reward (as recalled); pooling, pairing and
+/// scaling are ours.
 class RoundRewards {
  public:
   /// window >= 1, else std::invalid_argument.
@@ -340,7 +340,7 @@ class SelectorConfigurator {
   }
 
   nlohmann::json save() const {
-    return {{"version", 1},
+    return {{"version", 2},
             {"grid", save_grid()},
             {"selector", selector_.save()},
             {"rewards", rewards_.save()}};
@@ -349,7 +349,7 @@ class SelectorConfigurator {
   /// Goes on from a saved state with the same grid, window and kind of selector.
   void load(const nlohmann::json& state) {
     const Saved saved(state, "SelectorConfigurator");
-    saved["version"].expect(1);
+    saved["version"].expect(2);
     saved["grid"].expect(save_grid());
     S selector = selector_;
     selector.load(saved["selector"].json());
@@ -492,7 +492,7 @@ class PopulationConfigurator {
                             {"turn", candidate.turn},
                             {"rewards", rewards}});
     }
-    return {{"version", 1},
+    return {{"version", 2},
             {"settings", settings()},
             {"stream", stream_.state()},
             {"turns", turns_},
@@ -505,7 +505,7 @@ class PopulationConfigurator {
   /// Goes on from a saved state with the same options, the stream aside.
   void load(const nlohmann::json& state) {
     const Saved saved(state, "PopulationConfigurator");
-    saved["version"].expect(1);
+    saved["version"].expect(2);
     saved["settings"].expect(settings());
     PopulationConfigurator loaded(options_);
     loaded.stream_ = saved["stream"].stream();

@@ -167,7 +167,7 @@ TEST_CASE_FIXTURE(Fixture, "dropped layers take less simulated time, memory and 
 }
 
 TEST_CASE_FIXTURE(Fixture,
-                  "at the pace of the round fast devices drop less, and it ends no later") {
+                  "at the pace of the round fast devices drop less, and it takes about as long") {
   REQUIRE(run("round", {"--drop-rate", "0.5"}) == 0);
   REQUIRE(run("device", {"--drop-rate", "0.5", "--pace", "device"}) == 0);
   const auto paced = metrics("round"), each = metrics("device");
@@ -240,6 +240,9 @@ TEST_CASE_FIXTURE(Fixture,
       {{"--clients", "0"}, "--clients"},
       {{"--clients-per-round", "7"}, "--clients-per-round"},
       {{"--clients", "100"}, "--clients"},
+      {{"--clients-per-round", "1"}, "--clients-per-round"},
+      {{"--seed", "-1"}, "--seed"},
+      {{"--rank", "1000"}, "--rank"},
       {{"--alpha", "0"}, "--alpha"},
       {{"--alpha", "-1"}, "--alpha"},
       {{"--alpha", "nan"}, "--alpha"},

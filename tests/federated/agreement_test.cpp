@@ -104,6 +104,9 @@ TEST_CASE("what does not fit is refused by name") {
   for (const double bad : {0.0, -1.0, std::numeric_limits<double>::quiet_NaN()})
     CHECK_THROWS_AS(agreement(two, Weights{1, bad}), std::invalid_argument);
   CHECK_THROWS_WITH_AS(
+      agreement(std::vector<State>{update, update, std::nan("") * update}, Weights{1, 1, 1}),
+      "agreement: updates[2] must hold finite numbers", std::invalid_argument);
+  CHECK_THROWS_WITH_AS(
       agreement(std::vector<State>{update, state_of(torch::ones({3}))}, Weights{1, 1}),
       "agreement: the tensor 'w' has shape [2] in one update and [3] in another",
       std::invalid_argument);

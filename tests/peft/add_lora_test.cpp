@@ -109,8 +109,14 @@ TEST_CASE("training moves the adapters and no bit of the base") {
 TEST_CASE("when nothing matches, nothing is changed") {
   Model model;
   const auto before = droppeft::full_state(*model);
-  CHECK_THROWS_WITH_AS(add_lora(*model, {"key"}, 2),
-                       doctest::Contains("has a name that the targets match"), Throws);
+  CHECK_THROWS_WITH_AS(add_lora(*model, {"key"}, 2), doctest::Contains("is called 'key'"), Throws);
+  CHECK_THROWS_WITH_AS(add_lora(*model, {"query", "valeu"}, 2),
+                       doctest::Contains("is called 'valeu'"), Throws);
+  CHECK_THROWS_WITH_AS(add_lora(*model, "layer[.]7.*", 2),
+                       doctest::Contains("matches 'layer[.]7.*'"), Throws);
+  CHECK_THROWS_AS(add_lora(*model, droppeft::Targets(std::vector<std::string>{}), 2), Throws);
+  CHECK_THROWS_WITH_AS(add_lora(*torch::nn::Linear(2, 2), "all-linear", 2),
+                       doctest::Contains("has no droppeft::Linear"), Throws);
   // There is such a layer, but it is of torch's own type.
   CHECK_THROWS_AS(add_lora(*model, {"output"}, 2), Throws);
   check_unchanged(model, before);

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <array>
 #include <charconv>
 #include <sstream>
 #include <stdexcept>
@@ -10,18 +9,6 @@
 namespace droppeft {
 
 namespace detail {
-
-/// Floating-point numbers as the shortest text that gives the same number back; else the part.
-template <class Part>
-decltype(auto) printable(const Part& part) {
-  if constexpr (std::is_floating_point_v<Part>) {
-    std::array<char, 64> text;
-    return std::string(text.data(),
-                       std::to_chars(text.data(), text.data() + text.size(), part).ptr);
-  } else {
-    return (part);
-  }
-}
 
 /// Numbers in the fewest digits that read back as the same number; the rest as a stream prints it.
 template <class Part>

@@ -26,10 +26,11 @@ namespace droppeft {
 /// Cosines with the aggregate measure contributions in CGSV (Xu et al., NeurIPS 2021); the length
 /// instead of the cosine (a client that does less gains less), leaving a client out of its own
 /// yardstick, and the use as a bandit's reward are ours. Not for clients that share no task (there
-/// is no common direction), nor as a defence against those that lie.
+/// is no common direction), nor as a defence against those that lie. LibTorch's products make the
+/// last bits depend on the number of threads.
 ///
-/// Two clients at least; tensors of one name of one shape; weights positive and finite, one a
-/// client; else std::invalid_argument.
+/// Two clients at least; tensors of one name of one shape; finite numbers; weights positive and
+/// finite, one a client; else std::invalid_argument.
 inline std::vector<double> agreement(std::span<const State> updates,
                                      std::span<const double> weights) {
   const std::size_t clients = updates.size();
@@ -60,6 +61,8 @@ inline std::vector<double> agreement(std::span<const State> updates,
     products += at::mm(all, all.t()).cpu();
   }
   const auto product = products.accessor<double, 2>();
+  for (std::int64_t i = 0; i < count; ++i)
+    check(std::isfinite(product[i][i]), "agreement: updates[", i, "] must hold finite numbers");
   std::vector<double> agreements(clients, 0);
   for (std::int64_t i = 0; i < count; ++i) {
     double along = 0, square = 0;

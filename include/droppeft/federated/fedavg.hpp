@@ -28,7 +28,8 @@ namespace droppeft {
 /// may differ where a double sum lies on the edge between two floats).
 ///
 /// Throws std::invalid_argument for a weight that is not positive and finite, a tensor whose shape
-/// or dtype differs from that of the clients before, or one that is not of floating point; the
+/// or dtype differs from that of the clients before, one that is not of floating point, or one with
+/// a number that is not finite, since a single client that diverged would spoil the whole mean; the
 /// average stays as it was. One thread at a time.
 ///
 /// Source: McMahan et al., AISTATS 2017; per-tensor participation: PTLS of DropPEFT
@@ -44,6 +45,7 @@ class FedAvg {
   void add(std::span<const State> states, std::span<const double> weights) {
     check(states.size() == weights.size(), "FedAvg::add: ", states.size(),
           " states need as many weights, got ", weights.size());
+    at::NoGradGuard no_grad;
     std::map<std::string_view, std::vector<std::pair<at::Tensor, double>>> sent;
     for (std::size_t client = 0; client < states.size(); ++client) {
       const double weight = weights[client];
@@ -62,10 +64,11 @@ class FedAvg {
               tensor.sizes(), ", but other clients sent ", before.sizes());
         check(tensor.scalar_type() == dtype, "FedAvg::add: '", name, "' is ", tensor.scalar_type(),
               ", but other clients sent ", dtype);
+        check(std::isfinite(at::sum(tensor, at::kDouble).item<double>()), "FedAvg::add: '", name,
+              "' of state ", client, " must hold finite numbers");
         parts.emplace_back(tensor, weight);
       }
     }
-    at::NoGradGuard no_grad;
     for (const auto& [name, parts] : sent) {
       const at::Tensor& first = parts.front().first;
       auto& sum = sums_.try_emplace(std::string(name)).first->second;

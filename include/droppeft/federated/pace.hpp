@@ -50,11 +50,11 @@ struct RoundCost {
 ///
 /// A synchronous round waits for its slowest device, so a layer that a faster one drops saves no
 /// time. Take this as the deadline of all: costs[i].drop_rate(deadline) lets the slowest drop at
-/// mean_rate and each other one only as much as it must to keep up, often nothing. The round takes
-/// as long as with one rate for all, and more layers are trained. Fitting the depth to the device
-/// is to layer dropout what FjORD (Horvath et al., NeurIPS 2021) is to width; that the round's
-/// configuration sets the deadline is ours. Not for devices that are short of memory or energy: a
-/// faster one may be asked to run at full depth.
+/// mean_rate and each other one only as much as it must to keep up, often nothing. On average the
+/// round takes as long as with one rate for all, and more layers are trained. Fitting the depth to
+/// the device is to layer dropout what FjORD (Horvath et al., NeurIPS 2021) is to width; that the
+/// round's configuration sets the deadline is ours. Not for devices that are short of memory or
+/// energy: a faster one may be asked to run at full depth.
 ///
 /// At least one device, mean_rate in [0, 1), else std::invalid_argument.
 inline double round_seconds(std::span<const RoundCost> costs, double mean_rate) {

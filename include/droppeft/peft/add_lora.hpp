@@ -2,6 +2,7 @@
 
 #include <torch/nn/module.h>
 
+#include <algorithm>
 #include <string>
 #include <unordered_set>
 #include <utility>
@@ -34,14 +35,22 @@ inline std::vector<std::pair<std::string, LinearImpl*>> target_linears(torch::nn
 ///     freeze(*model->head, false);                       // what else is to be trained
 ///     torch::optim::AdamW optimizer(trainable_parameters(*model), 2e-3);
 ///
-/// Throws std::invalid_argument, with nothing changed, when no droppeft::Linear has such a name,
-/// one of them has an adapter already, or the options are out of range. Layers of type
-/// torch::nn::Linear are not seen.
+/// Throws std::invalid_argument, with nothing changed, when one of the names, or the pattern, is
+/// that of no droppeft::Linear (peft lets a misspelled name pass beside a good one), one of them
+/// has an adapter already, or the options are out of range. Layers of type torch::nn::Linear are
+/// not seen.
 inline std::vector<std::string> add_lora(torch::nn::Module& model, const Targets& targets,
                                          const LoraOptions& options) {
   const auto linears = target_linears(model, targets);
-  check(!linears.empty(), "add_lora: no droppeft::Linear of ", model.name(),
-        " has a name that the targets match");
+  check(!target_linears(model, "all-linear").empty(), "add_lora: ", model.name(),
+        " has no droppeft::Linear");
+  check(targets.pattern().empty() || !linears.empty(), "add_lora: no droppeft::Linear of ",
+        model.name(), " matches '", targets.pattern(), "'");
+  for (const std::string& name : targets.names())
+    check(std::ranges::any_of(
+              linears, [&](const auto& entry) { return Targets::is_called(entry.first, name); }),
+          "add_lora: no droppeft::Linear of ", model.name(), " is called '", name, "'");
+  check(!linears.empty(), "add_lora: targets must name at least one module, got none");
   for (const auto& [path, linear] : linears)
     check(!linear->lora, "add_lora: '", path, "' has an adapter already");
   std::vector<std::string> paths;

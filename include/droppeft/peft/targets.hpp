@@ -35,11 +35,21 @@ class Targets {
   bool match(std::string_view path) const {
     if (pattern_ == "all-linear") return true;
     if (!pattern_.empty()) return std::regex_match(path.begin(), path.end(), expression_);
-    return std::any_of(names_.begin(), names_.end(), [path](std::string_view name) {
-      return path == name || (path.size() > name.size() && path.ends_with(name) &&
-                              path[path.size() - name.size() - 1] == '.');
-    });
+    return std::any_of(names_.begin(), names_.end(),
+                       [path](std::string_view name) { return is_called(path, name); });
   }
+
+  /// Whether `path` is `name` or ends in ".name".
+  static bool is_called(std::string_view path, std::string_view name) {
+    return path == name || (path.size() > name.size() && path.ends_with(name) &&
+                            path[path.size() - name.size() - 1] == '.');
+  }
+
+  /// The names of a list; none for a regular expression.
+  const std::vector<std::string>& names() const { return names_; }
+
+  /// The regular expression, or "all-linear"; empty for a list.
+  const std::string& pattern() const { return pattern_; }
 
  private:
   std::vector<std::string> names_;
