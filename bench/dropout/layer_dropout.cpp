@@ -5,7 +5,6 @@
 #include <torch/nn/modules/linear.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -25,6 +24,7 @@
 
 #include "limits.hpp"
 #include "models/bert.hpp"
+#include "rows.hpp"
 
 namespace {
 
@@ -87,40 +87,6 @@ droppeft::Plan draw_plan(std::int64_t k, std::int64_t layers, droppeft::Stream& 
   droppeft::Plan plan(count);
   for (std::size_t layer = 0; layer < count; ++layer) plan.set(layer, false);
   return plan;
-}
-
-/// Seconds of every repetition, by row.
-std::map<std::string, std::vector<double>> measured;
-
-template <class Function>
-void time_once(benchmark::State& state, const std::string& row, const Function& function) {
-  for ([[maybe_unused]] auto turn : state) {
-    const auto start = std::chrono::steady_clock::now();
-    function();
-    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
-    state.SetIterationTime(taken.count());
-    measured[row].push_back(taken.count());
-  }
-}
-
-std::optional<double> median(const std::string& row) {
-  if (!measured.contains(row)) return std::nullopt;
-  auto values = measured[row];
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
-
-template <class Function>
-benchmark::internal::Benchmark* add_row(const std::string& row, int repetitions,
-                                        Function function) {
-  return benchmark::RegisterBenchmark(
-             row.c_str(), [=](benchmark::State& state) mutable { function(state, row); })
-      ->Iterations(1)
-      ->Repetitions(repetitions)
-      ->ReportAggregatesOnly(repetitions > 1)
-      ->UseManualTime()
-      ->Unit(benchmark::kMillisecond);
 }
 
 std::string step_row(const Shape& shape, std::int64_t k) {
@@ -233,11 +199,7 @@ int main(int count, char** arguments) {
   std::vector<char*> options(arguments, arguments + count);
   const auto is_quick = [](const char* option) { return std::strcmp(option, "--quick") == 0; };
   const bool quick = std::erase_if(options, is_quick) > 0;
-  char interleave[] = "--benchmark_enable_random_interleaving=true";
-  options.insert(options.begin() + 1, interleave);
-  int left = static_cast<int>(options.size());
-  benchmark::Initialize(&left, options.data());
-  if (benchmark::ReportUnrecognizedArguments(left, options.data())) return 2;
+  if (!initialize(options)) return 2;
 
   print_machine(std::cout);
   for (const Shape& shape : shapes) {
