@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstddef>
 #include <map>
+#include <numbers>
 #include <optional>
 #include <string>
 #include <vector>
@@ -33,6 +35,17 @@ inline std::optional<double> median(const std::string& row) {
   const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
   std::nth_element(values.begin(), middle, values.end());
   return *middle;
+}
+
+/// Standard error of that median, as of a normal law: sqrt(pi / 2) sd / sqrt(n).
+inline double median_error(const std::string& row) {
+  const auto& values = measured.at(row);
+  const auto n = static_cast<double>(values.size());
+  if (n < 2) return std::nan("");
+  double mean = 0, variance = 0;
+  for (const double value : values) mean += value / n;
+  for (const double value : values) variance += (value - mean) * (value - mean) / (n - 1);
+  return std::sqrt(std::numbers::pi / 2 * variance / n);
 }
 
 template <class Function>

@@ -65,6 +65,7 @@ function(droppeft_provide method name)
 
   if(own_torch)
     message(STATUS "LibTorch of your own: ${own_torch}")
+    set(Torch_DIR "${own_torch}" CACHE PATH "Folder of TorchConfig.cmake" FORCE)
   else()
     set(Torch_DIR "${torch}" CACHE PATH "Folder of TorchConfig.cmake" FORCE)
   endif()
@@ -78,12 +79,18 @@ endfunction()
 # lies among the system's packages does not count: it may be years old.
 function(droppeft_own_torch result)
   cmake_path(CONVERT "$ENV{CMAKE_PREFIX_PATH}" TO_CMAKE_PATH_LIST prefixes)
-  find_path(folder TorchConfig.cmake NO_CACHE NO_DEFAULT_PATH
-    PATHS "${Torch_DIR}" "$ENV{Torch_DIR}" "${Torch_ROOT}" "$ENV{Torch_ROOT}"
-          ${CMAKE_PREFIX_PATH} ${prefixes}
+  # The cache of an earlier run may hold the downloaded one, which must not hide the user's.
+  set(hints "")
+  foreach(hint IN ITEMS "${Torch_DIR}" "$ENV{Torch_DIR}" "${Torch_ROOT}" "$ENV{Torch_ROOT}"
+          ${CMAKE_PREFIX_PATH} ${prefixes})
+    cmake_path(IS_PREFIX droppeft_downloads "${hint}" NORMALIZE downloaded)
+    if(hint AND NOT downloaded)
+      list(APPEND hints "${hint}")
+    endif()
+  endforeach()
+  find_path(folder TorchConfig.cmake NO_CACHE NO_DEFAULT_PATH PATHS ${hints}
     PATH_SUFFIXES share/cmake/Torch cmake/Torch Torch lib/cmake/Torch)
-  cmake_path(IS_PREFIX droppeft_downloads "${folder}" NORMALIZE downloaded)
-  if(NOT folder OR downloaded)
+  if(NOT folder)
     set(folder "")
   endif()
   set(${result} "${folder}" PARENT_SCOPE)

@@ -4,7 +4,6 @@
 #include <CLI/CLI.hpp>
 #include <cstdlib>
 #include <droppeft/io/safetensors.hpp>
-#include <droppeft/io/wordpiece.hpp>
 #include <droppeft/peft/add_lora.hpp>
 #include <filesystem>
 #include <iostream>
@@ -26,7 +25,8 @@ void predict(const std::filesystem::path& folder, const std::filesystem::path& a
   require(about.contains("labels"), adapter.string(), " is not an adapter of federated_text");
   const auto labels = about.at("labels").get<std::vector<std::string>>();
 
-  TextClassifier model(read_bert_config(folder), static_cast<std::int64_t>(labels.size()));
+  const BertConfig config = read_bert_config(folder);
+  TextClassifier model(config, static_cast<std::int64_t>(labels.size()));
   load_bert_weights(model->bert, folder);
   require(base_fingerprint(model) == about.at("base"), adapter.string(),
           " was trained on another model than ", folder.string());
@@ -37,8 +37,7 @@ void predict(const std::filesystem::path& folder, const std::filesystem::path& a
   droppeft::merge_lora(*model);
   model->eval();
 
-  const droppeft::WordPiece tokenizer(folder / "vocab.txt",
-                                      {.max_length = about.at("max_length").get<std::size_t>()});
+  const auto tokenizer = read_tokenizer(folder, config, about.at("max_length"));
   at::NoGradGuard no_grad;
   for (std::string line; std::getline(std::cin, line);) {
     const auto ids = tokenizer.encode(line);

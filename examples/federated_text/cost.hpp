@@ -42,4 +42,5 @@ inline constexpr std::string_view cost_model =
     "A device's seconds = FLOPs of its active layers / FLOP/s of its class + bits sent and "
     "received / its bandwidth; a round lasts as long as its slowest device. FLOPs are counted "
     "(linear maps, attention, adapters; frozen maps once forward and once backward). Classes: slow "
-    "10, middle 30, fast 90 GFLOP/s sustained (assumed); links log-uniform in 1 to 100 Mbit/s.";
+    "10, middle 30, fast 90 GFLOP/s sustained, our assumption at the scale of a Raspberry Pi 4, a "
+    "Raspberry Pi 5 and a small laptop; links log-uniform in 1 to 100 Mbit/s, as in the paper.";

@@ -60,13 +60,16 @@ inline std::vector<std::vector<std::size_t>> deal(const std::vector<Example>& ex
 
 /// Devices with unlike data, speeds and links: each class is dealt by Dirichlet(alpha) over the
 /// devices, the test set in the same proportions; then the poorest devices are given rows of the
-/// richest until each has at least `least`. Speed classes go round robin, bandwidths are
-/// log-uniform in [1, 100] Mbit/s. Throws std::invalid_argument when there are too few rows.
+/// richest until each has at least `least` to train on, and `held` held back. Speed classes go
+/// round robin, bandwidths are log-uniform in [1, 100] Mbit/s. Throws std::invalid_argument when
+/// there are too few rows.
 inline std::vector<Device> make_devices(const TextData& data, std::size_t count, double alpha,
                                         std::size_t least, std::size_t held,
                                         const droppeft::Stream& stream) {
-  droppeft::check(data.train.size() >= count * least, "--clients: ", count, " devices need ", least,
-                  " training rows each (two of --batch), but there are only ", data.train.size());
+  least += held;
+  droppeft::check(least <= data.train.size() / count, "--clients: ", count, " devices need ", least,
+                  " training rows each (two of --batch, and ", held,
+                  " held back), but there are only ", data.train.size());
   droppeft::Stream numbers = stream.fold(0);
   std::vector<std::vector<double>> shares;
   for (std::size_t label = 0; label < data.labels.size(); ++label) {
@@ -74,7 +77,10 @@ inline std::vector<Device> make_devices(const TextData& data, std::size_t count,
     std::vector<double> share(count);
     for (double& part : share) part = gamma(numbers);
     const double total = std::accumulate(share.begin(), share.end(), 0.0);
-    for (double& part : share) part = total > 0 ? part / total : 1.0 / static_cast<double>(count);
+    if (total > 0)
+      for (double& part : share) part /= total;
+    else  // alpha is so small that all draws are 0 in double: one device has the class
+      share[static_cast<std::size_t>(numbers.uniform() * static_cast<double>(count))] = 1;
     shares.push_back(std::move(share));
   }
   auto train = deal(data.train, shares, stream.fold(1));

@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
+#include <cstdlib>
 #include <droppeft/bandit/thompson.hpp>
 #include <droppeft/bandit/ucb.hpp>
 #include <droppeft/configurator.hpp>
@@ -18,6 +20,7 @@
 #include <droppeft/federated/pace.hpp>
 #include <droppeft/io/safetensors.hpp>
 #include <droppeft/memory/meter.hpp>
+#include <droppeft/pace_configurator.hpp>
 #include <droppeft/peft/add_lora.hpp>
 #include <droppeft/random/shuffle.hpp>
 #include <filesystem>
@@ -29,6 +32,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <variant>
 #include <vector>
 
@@ -41,11 +45,13 @@
 #include "training.hpp"
 
 /// Who decides the drop rates of the devices.
-using Configurator = std::variant<droppeft::SelectorConfigurator<droppeft::UcbSelector>,
-                                  droppeft::SelectorConfigurator<droppeft::ThompsonSelector>,
-                                  droppeft::PopulationConfigurator>;
+using Configurator =
+    std::variant<droppeft::PaceConfigurator, droppeft::SelectorConfigurator<droppeft::UcbSelector>,
+                 droppeft::SelectorConfigurator<droppeft::ThompsonSelector>,
+                 droppeft::PopulationConfigurator>;
 
 inline Configurator make_configurator(const std::string& selector, const droppeft::Stream& stream) {
+  if (selector == "pace") return droppeft::PaceConfigurator({.stream = stream});
   const auto grid = droppeft::configurations();
   if (selector == "paper") return droppeft::PopulationConfigurator({.stream = stream});
   if (selector == "ucb")
@@ -56,18 +62,19 @@ inline Configurator make_configurator(const std::string& selector, const droppef
 }
 
 /// A line of metrics.jsonl. Seconds and bytes are sums since the start, peak_bytes is the highest;
-/// the lists have an element for each device of the round, rates being means over layers.
+/// the lists have an element for each device of the round, rates being means over layers, gains
+/// what the configurator was told (none without one).
 struct RoundMetrics {
   std::int64_t round = 0;
   double sim_seconds = 0, wall_seconds = 0;
   double accuracy = 0, personal_accuracy = 0, loss = 0;
-  std::vector<double> drop_rates;
+  std::vector<double> drop_rates, gains;
   std::vector<std::string> device_classes;
   std::vector<std::int64_t> device_peak_bytes;
   std::int64_t peak_bytes = 0, bytes_up = 0, bytes_down = 0;
 };
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(RoundMetrics, round, sim_seconds, wall_seconds, accuracy,
-                                   personal_accuracy, loss, drop_rates, device_classes,
+                                   personal_accuracy, loss, drop_rates, gains, device_classes,
                                    device_peak_bytes, peak_bytes, bytes_up, bytes_down)
 
 /// A simulated federation: one frozen encoder, of which every device sees the whole, and an adapter
@@ -83,6 +90,7 @@ class Federation {
         data_(data),
         root_(settings.seed),
         layer_names_("encoder.layer."),
+        inputs_{{"model", base_fingerprint(model_)}, {"data", fingerprint(data)}},
         cost_{model_->config, settings.rank} {
     if (settings.rank > 0)
       droppeft::add_lora(*model_, {"query", "value"},
@@ -120,6 +128,7 @@ class Federation {
     ++now.round;
     now.loss = 0;
     now.drop_rates.clear();
+    now.gains.clear();
     now.device_classes.clear();
     now.device_peak_bytes.clear();
     const droppeft::Stream stream =
@@ -150,7 +159,7 @@ class Federation {
       now.bytes_up += sent.shared.nbytes();
       now.bytes_down += sent.bytes_down;
     }
-    if (adaptive()) report(assignments, tasks, received, weights);
+    if (adaptive()) now.gains = report(assignments, tasks, received, weights);
     global_ = global_.updated(server_step(average.value()));
     now.sim_seconds += slowest;
 
@@ -169,42 +178,50 @@ class Federation {
     for (std::size_t client = 0; client < personal_.size(); ++client)
       for (const auto& [name, tensor] : personal_[client])
         state.insert("client " + std::to_string(client) + "/" + name, tensor);
-    nlohmann::json json{{"settings", settings_}, {"metrics", metrics_}};
+    nlohmann::json json{{"settings", settings_}, {"inputs", inputs_}, {"metrics", metrics_}};
     json["configurator"] =
         std::visit([](const auto& configurator) { return configurator.save(); }, *configurator_);
-    droppeft::save_safetensors(path, state, {{"federated_text", json.dump()}});
+    droppeft::save_safetensors(path, state, {{"federated_text checkpoint", json.dump()}});
   }
 
   /// Goes on from such a file. Throws std::runtime_error when it belongs to a run of other
-  /// settings.
+  /// settings, or of another model or other data.
   void load(const std::filesystem::path& path) {
     std::map<std::string, std::string> metadata;
     const droppeft::State state = droppeft::load_safetensors(path, &metadata);
-    droppeft::require(metadata.contains("federated_text"), path.string(),
-                      " is not a checkpoint of federated_text");
-    const auto json = nlohmann::json::parse(metadata.at("federated_text"));
+    const auto json = nlohmann::json::parse(metadata["federated_text checkpoint"], nullptr, false);
+    droppeft::require(json.is_object(), path.string(), " is not a checkpoint of federated_text");
     const nlohmann::json mine = settings_;
-    for (const auto& [key, value] : mine.items())
-      droppeft::require(json.at("settings").value(key, nlohmann::json()) == value,
-                        "--resume: ", path.string(), " was made with ", key, " = ",
-                        json.at("settings").value(key, nlohmann::json()).dump(), ", not ",
-                        value.dump());
-    for (const auto& [name, tensor] : state) {
-      const auto slash = name.find('/');
-      const std::string owner = name.substr(0, slash), rest = name.substr(slash + 1);
-      if (owner == "velocity")
-        velocity_.insert(rest, tensor.clone());
-      else if (owner != "global")
-        personal_.at(std::stoul(owner.substr(std::string("client ").size())))
-            .insert(rest, tensor.clone());
+    for (const auto& [key, value] : mine.items()) {
+      const auto theirs =
+          json.value("settings", nlohmann::json::object()).value(key, nlohmann::json());
+      droppeft::require(theirs == value, "--resume: ", path.string(), " was made with ", key, " = ",
+                        theirs.dump(), ", not ", value.dump());
     }
-    droppeft::State global;
-    for (const auto& [name, tensor] : global_)
-      global.insert(name, state.at("global/" + name).clone());
-    global_ = global;
-    metrics_ = json.at("metrics").get<std::vector<RoundMetrics>>();
-    std::visit([&](auto& configurator) { configurator.load(json.at("configurator")); },
-               *configurator_);
+    for (const auto& [input, fingerprint] : inputs_)
+      droppeft::require(
+          json.value("inputs", nlohmann::json::object()).value(input, "") == fingerprint,
+          "--resume: ", path.string(), " was made with another --", input);
+    try {
+      const auto part = [&](const std::string& prefix) {
+        droppeft::State found;
+        for (const auto& [name, tensor] : state)
+          if (name.starts_with(prefix)) found.insert(name.substr(prefix.size()), tensor.clone());
+        return found;
+      };
+      const droppeft::State global = part("global/");
+      global.check_same_layout(global_);
+      auto metrics = json.at("metrics").get<std::vector<RoundMetrics>>();
+      std::visit([&](auto& configurator) { configurator.load(json.at("configurator")); },
+                 *configurator_);
+      global_ = global;
+      velocity_ = part("velocity/");
+      for (std::size_t client = 0; client < personal_.size(); ++client)
+        personal_[client] = part("client " + std::to_string(client) + "/");
+      metrics_ = std::move(metrics);
+    } catch (const std::exception& error) {
+      droppeft::require(false, "--resume: ", path.string(), " is damaged: ", error.what());
+    }
   }
 
  private:
@@ -231,6 +248,10 @@ class Federation {
     std::int64_t peak_bytes = 0, bytes_down = 0;
   };
 
+  template <class C>
+  static constexpr bool is_pace =
+      std::is_same_v<std::remove_cvref_t<C>, droppeft::PaceConfigurator>;
+
   template <class To = double>
   static To number(std::int64_t value) {
     return static_cast<To>(value);
@@ -243,8 +264,13 @@ class Federation {
   }
 
   bool drops() const { return settings_.method == "droppeft"; }
-  bool holds() const { return adaptive() && settings_.reward != "agreement"; }
   bool adaptive() const { return drops() && settings_.drop_rate == "auto"; }
+
+  /// Whether rows are held back: for fedlora too, so that both methods have one split.
+  bool holds() const { return settings_.drop_rate == "auto" && settings_.reward != "agreement"; }
+
+  /// Whether a device looks at them.
+  bool looks() const { return adaptive() && holds(); }
   std::size_t layers() const { return static_cast<std::size_t>(model_->config.layers); }
 
   std::vector<std::size_t> sample_participants(droppeft::Stream stream) const {
@@ -289,6 +315,7 @@ class Federation {
   /// Operations for a look at the held rows before and after the local steps.
   double test_flops(const Device& device) const {
     double flops = 0;
+    if (!looks()) return flops;
     for (const auto& rows : batches_by_length(data_.train, device.held, 32))
       flops += 2 * number(model_->config.layers) * cost_.forward(make_batch(data_.train, rows));
     return flops;
@@ -298,24 +325,33 @@ class Federation {
   /// With --pace round, a configuration says how long the round would take if all devices followed
   /// it, and each drops only as much as that takes.
   std::vector<droppeft::Assignment> set_rates(std::vector<Task>& tasks) {
-    std::vector<droppeft::Assignment> assignments;
-    if (adaptive())
-      assignments = std::visit(
-          [&](auto& configurator) { return configurator.assign(tasks.size()); }, *configurator_);
     std::vector<droppeft::RoundCost> costs;
     for (const Task& task : tasks) costs.push_back(task.cost);
+    std::vector<droppeft::Configuration> configurations(tasks.size());
+    std::vector<droppeft::Assignment> assignments;
+    if (adaptive()) {
+      std::visit(
+          [&](auto& configurator) {
+            if constexpr (is_pace<decltype(configurator)>)
+              std::ranges::fill(configurations,
+                                droppeft::Configuration{.mean_rate = configurator.choose(costs)});
+            else
+              assignments = configurator.assign(tasks.size());
+          },
+          *configurator_);
+      for (std::size_t i = 0; i < assignments.size(); ++i)
+        configurations[i] = assignments[i].configuration;
+    } else if (drops()) {
+      for (auto& each : configurations)
+        each.mean_rate = std::strtod(settings_.drop_rate.c_str(), nullptr);
+    }
     for (std::size_t i = 0; i < tasks.size(); ++i) {
-      droppeft::Configuration configuration;
-      if (adaptive())
-        configuration = assignments[i].configuration;
-      else if (drops())
-        configuration.mean_rate = std::stod(settings_.drop_rate);
       if (settings_.pace == "round") {
-        const double deadline = droppeft::round_seconds(costs, configuration.mean_rate);
+        const double deadline = droppeft::round_seconds(costs, configurations[i].mean_rate);
         tasks[i].share_of_full_depth = deadline / droppeft::round_seconds(costs, 0);
-        configuration.mean_rate = costs[i].drop_rate(deadline);
+        configurations[i].mean_rate = costs[i].drop_rate(deadline);
       }
-      tasks[i].drop_rates = configuration.drop_rates(layers());
+      tasks[i].drop_rates = configurations[i].drop_rates(layers());
     }
     return assignments;
   }
@@ -332,12 +368,13 @@ class Federation {
                         number(settings_.local_steps));
   }
 
-  /// Tells the configurator what each device gained and at which cost: of the round's seconds at
-  /// the pace of its configuration the share of those at full depth, or with --pace device of its
-  /// own; the paper takes its own seconds. Gains are lengths of whole updates, so they count layers
-  /// as trained, without add()'s weights.
-  void report(const std::vector<droppeft::Assignment>& assignments, const std::vector<Task>& tasks,
-              const std::vector<Sent>& received, const std::vector<double>& weights) {
+  /// Tells the configurator what each device gained, which it returns, and at which cost: of the
+  /// round's seconds at the pace of its configuration the share of those at full depth, or with
+  /// --pace device of its own; the paper takes its own seconds. Gains are lengths of whole updates,
+  /// so they count layers as trained, without add()'s weights.
+  std::vector<double> report(const std::vector<droppeft::Assignment>& assignments,
+                             const std::vector<Task>& tasks, const std::vector<Sent>& received,
+                             const std::vector<double>& weights) {
     std::vector<double> gains;
     std::vector<droppeft::State> updates;
     for (const Sent& sent : received) {
@@ -352,11 +389,18 @@ class Federation {
     };
     std::visit(
         [&](auto& configurator) {
-          for (std::size_t i = 0; i < received.size(); ++i)
-            configurator.report(assignments[i], gains[i], seconds(i));
-          configurator.finish_round();
+          if constexpr (is_pace<decltype(configurator)>) {
+            std::vector<double> rates;
+            for (const Task& task : tasks) rates.push_back(mean(task.drop_rates));
+            configurator.report(rates, gains);
+          } else {
+            for (std::size_t i = 0; i < received.size(); ++i)
+              configurator.report(assignments[i], gains[i], seconds(i));
+            configurator.finish_round();
+          }
         },
         *configurator_);
+    return gains;
   }
 
   droppeft::Plan draw_plan(const std::vector<double>& rates, droppeft::Stream stream) const {
@@ -390,7 +434,7 @@ class Federation {
 
     droppeft::MemoryMeter meter;
     double flops = test_flops(device);
-    if (holds()) sent.gain -= worth(device);
+    if (looks()) sent.gain -= worth(device);
     droppeft::LayerImportance importance(layer_names_, layers());
     {
       std::vector<torch::optim::OptimizerParamGroup> groups;
@@ -416,14 +460,18 @@ class Federation {
         loss.backward();
         importance.add(*model_);
         optimizer.step();
-        sent.loss += loss.item<double>() / number(settings_.local_steps);
+        const auto value = loss.item<double>();
+        droppeft::require(std::isfinite(value), "device ", task.client, " diverged: its loss is ",
+                          value, " in step ", step + 1, " of round ", rounds_done() + 1,
+                          "; try a smaller --learning-rate or --head-learning-rate");
+        sent.loss += value / number(settings_.local_steps);
         flops += (cost_.forward(batch) + cost_.backward(batch)) *
                  static_cast<double>(plan.active_count());
         stepped(static_cast<std::int64_t>(step) + 1);
       }
       optimizer.zero_grad();
     }
-    if (holds()) sent.gain += worth(device);
+    if (looks()) sent.gain += worth(device);
     sent.peak_bytes = meter.peak();
 
     const auto state = droppeft::trainable_state(*model_);
@@ -490,6 +538,7 @@ class Federation {
   const TextData& data_;
   droppeft::Stream root_;
   droppeft::LayerNames layer_names_;
+  std::map<std::string, std::string> inputs_;  // fingerprints of what a run must not change
   LayerCost cost_;
   std::vector<Device> devices_;
   std::optional<Configurator> configurator_;

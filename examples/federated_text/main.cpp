@@ -9,9 +9,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <functional>
 #include <iomanip>
 #include <iostream>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "federation.hpp"
@@ -33,12 +35,16 @@ Settings parse(CLI::App& app, int argc, char** argv) {
   option("--method", s.method, "droppeft, or fedlora: plain federated LoRA");
   app.add_flag("--compare", s.compare,
                "fedlora, then droppeft, on one split and seed; one picture");
-  option("--model", s.model, "folder of a Hugging Face BERT (default: $DROPPEFT_MODEL_DIR)");
+  option("--model", s.model,
+         "folder of a Hugging Face BERT: config.json, model.safetensors, vocab.txt (default: "
+         "$DROPPEFT_MODEL_DIR)");
   option("--data", s.data,
-         "folder with train.csv and test.csv (label,text); default: built-in messages");
+         "folder with train.csv and test.csv (label,text), another file is not read; default: "
+         "built-in messages");
   option("--out", s.out,
          "folder for metrics.jsonl, summary.json, accuracy.png, adapter.safetensors");
   app.add_flag("--resume", s.resume, "go on from the checkpoint in --out");
+  app.add_flag("--overwrite", s.overwrite, "replace the run in --out");
   option("--rounds", s.rounds,
          "rounds at most; with --compare droppeft may play thrice as many in fedlora's time");
   option("--sim-seconds", s.sim_seconds, "end after so many simulated seconds; 0: no limit");
@@ -58,14 +64,17 @@ Settings parse(CLI::App& app, int argc, char** argv) {
   option("--logit-adjustment", s.logit_adjustment,
          "times the log of the device's class shares, added to the logits in training; 0: none");
   option("--drop-rate", s.drop_rate,
-         "mean share of layers dropped, in [0, 0.95], or auto: a bandit's choice");
+         "mean share of layers dropped, in [0, 0.95], with --pace round by the slowest device and "
+         "less by the others; auto: a bandit's choice");
   option("--gate", s.gate,
          "fixed: k layers a step; bernoulli: each layer by itself, as in the paper");
   option(
       "--pace", s.pace,
       "round: a configuration sets how long the round would take if all had it, and a device drops "
       "only as much as that takes; device: as much as its configuration says, as in the paper");
-  option("--selector", s.selector, "thompson, ucb, or paper: a population of configurations");
+  option("--selector", s.selector,
+         "who chooses: pace, which knows what a pace costs and learns what it gains; thompson or "
+         "ucb, bandits on a grid of configurations, one a device; paper, a population of them");
   option(
       "--reward", s.reward,
       "gain of a device: agreement, how far its update goes the way of the others'; loss, its fall "
@@ -95,9 +104,15 @@ Settings parse(CLI::App& app, int argc, char** argv) {
           " must be one of ", list, "; got '", value, "'");
   };
   one_of("--method", s.method, {"droppeft", "fedlora"});
+  check(!s.compare || app.count("--method") == 0,
+        "--compare plays both methods and cannot be given with --method ", s.method);
+  check(!s.resume || !s.overwrite, "--resume and --overwrite exclude each other");
   one_of("--pace", s.pace, {"round", "device"});
   one_of("--gate", s.gate, {"fixed", "bernoulli"});
-  one_of("--selector", s.selector, {"thompson", "ucb", "paper"});
+  one_of("--selector", s.selector, {"pace", "thompson", "ucb", "paper"});
+  check(s.selector != "pace" || s.pace == "round" || s.drop_rate != "auto",
+        "--selector pace chooses for --pace round; with --pace device it must be thompson, ucb or "
+        "paper");
   one_of("--reward", s.reward, {"agreement", "loss", "accuracy"});
   at_least("--rounds", s.rounds, 1);
   check(std::isfinite(s.sim_seconds) && s.sim_seconds >= 0,
@@ -106,8 +121,7 @@ Settings parse(CLI::App& app, int argc, char** argv) {
   at_least("--clients-per-round", s.clients_per_round, 1);
   check(s.clients_per_round <= s.clients, "--clients-per-round must be at most --clients, ",
         s.clients, ", got ", s.clients_per_round);
-  check(std::isfinite(s.alpha) && s.alpha > 0, "--alpha must be positive and finite, got ",
-        s.alpha);
+  check(s.alpha > 0 && s.alpha <= 1e6, "--alpha must be above 0 and at most 1e6, got ", s.alpha);
   check(s.clients_per_round >= 2 || s.drop_rate != "auto" || (s.method == "fedlora" && !s.compare),
         "--clients-per-round must be at least 2 with --drop-rate auto, which compares the devices "
         "of a round, got ",
@@ -137,7 +151,7 @@ Settings parse(CLI::App& app, int argc, char** argv) {
         "--target-accuracy must be in [0, 1], got ", s.target_accuracy);
   at_least("--train-rows", s.train_rows, 0);
   at_least("--test-rows", s.test_rows, 0);
-  at_least("--threads", s.threads, 0);
+  check(s.threads >= 0 && s.threads <= 1024, "--threads must be in [0, 1024], got ", s.threads);
   check(!s.model.empty(),
         "--model is needed: a folder with config.json, model.safetensors, vocab.txt");
   return s;
@@ -152,9 +166,25 @@ void write_adapter(const fs::path& path, const Federation& federation, const Set
   droppeft::save_safetensors(path, federation.global(), {{"federated_text", about.dump()}});
 }
 
+/// Refuses a folder that holds a run, unless the user said what is to become of it.
+void check_out(const Settings& settings, const fs::path& folder) {
+  for (const char* file : {"checkpoint.safetensors", "summary.json"})
+    droppeft::require(settings.resume || settings.overwrite || !fs::exists(folder / file),
+                      "--out: ", folder.string(),
+                      " holds a run already: --resume goes on with it, --overwrite replaces it");
+}
+
+/// Removes what a run has left in a folder.
+void clear(const fs::path& folder) {
+  for (const char* file : {"checkpoint.safetensors", "metrics.jsonl", "summary.json",
+                           "accuracy.png", "adapter.safetensors"})
+    fs::remove(folder / file);
+}
+
 /// Plays the rounds of one method that are still to be played, keeping `folder` up to date.
-std::vector<RoundMetrics> run(const Settings& settings, const fs::path& folder,
-                              const TextData& data, const BertConfig& config) {
+/// `before` is called when all settings are known to be right, and nothing is written yet.
+Run play(const Settings& settings, const fs::path& folder, const TextData& data,
+         const BertConfig& config, const std::function<void()>& before) {
   torch::manual_seed(settings.seed);
   TextClassifier model(config, static_cast<std::int64_t>(data.labels.size()));
   load_bert_weights(model->bert, settings.model);
@@ -174,29 +204,37 @@ std::vector<RoundMetrics> run(const Settings& settings, const fs::path& folder,
     for (const auto& metrics : federation.metrics()) text += nlohmann::json(metrics).dump() + "\n";
     return text;
   };
-  fs::create_directories(folder);
+  std::error_code error;
+  fs::create_directories(folder, error);
+  droppeft::require(!error, "--out: cannot make the folder ", folder.string(), ": ",
+                    error.message());
+  before();
   write_file(folder / "metrics.jsonl", lines());
-  Console console(settings.method);
-  while (federation.share_done() < 1) {
-    const double behind = federation.share_done();
-    const auto& metrics = federation.play_round([&](std::int64_t done, std::int64_t all) {
-      const auto rounds = static_cast<double>(federation.rounds_done());
-      const double next = rounds > 0 ? behind / rounds : 1 / static_cast<double>(settings.rounds);
-      console.step(federation.rounds_done() + 1,
-                   behind + next * static_cast<double>(done) / static_cast<double>(all));
-    });
-    write_file(folder / "metrics.jsonl", lines());
-    federation.save(checkpoint);
-    console.round(metrics);
+  {
+    Console console(settings.method);
+    while (federation.share_done() < 1) {
+      const double behind = federation.share_done();
+      const auto& metrics = federation.play_round([&](std::int64_t done, std::int64_t all) {
+        const auto rounds = static_cast<double>(federation.rounds_done());
+        const double next = rounds > 0 ? behind / rounds : 1 / static_cast<double>(settings.rounds);
+        console.step(federation.rounds_done() + 1,
+                     behind + next * static_cast<double>(done) / static_cast<double>(all));
+      });
+      write_file(folder / "metrics.jsonl", lines());
+      federation.save(checkpoint);
+      console.round(metrics);
+    }
   }
   write_adapter(folder / "adapter.safetensors", federation, settings, data, model);
-  return federation.metrics();
+  Run run{.settings = settings, .metrics = federation.metrics()};
+  for (const auto& parameter : model->parameters())
+    if (!parameter.requires_grad())
+      run.resident_bytes += static_cast<std::int64_t>(parameter.nbytes());
+  return run;
 }
 
-void finish(const Settings& settings, const fs::path& folder,
-            const std::vector<RoundMetrics>& metrics, double target) {
-  write_file(folder / "summary.json", summarise(settings, metrics, target).dump(2) + "\n");
-  draw(folder / "accuracy.png", {{settings.method, metrics}}, target);
+void write_summary(const Run& run, const fs::path& folder) {
+  write_file(folder / "summary.json", summarise(run).dump(2) + "\n");
 }
 
 void print_comparison(const nlohmann::json& fedlora, const nlohmann::json& droppeft) {
@@ -218,19 +256,29 @@ void print_comparison(const nlohmann::json& fedlora, const nlohmann::json& dropp
             << std::left << std::setw(34) << "" << std::right << std::setw(12) << "fedlora"
             << std::setw(12) << "droppeft" << std::setw(10) << "share"
             << "\n";
-  row("accuracy (mean of last 3 rounds)", "final_accuracy", 1, "%.3f");
-  row("the same on devices' own test texts", "final_personal_accuracy", 1, "%.3f");
+  row("accuracy (mean of the last rounds)", "final_accuracy", 1, "%.3f");
+  row("the same on devices' own texts", "final_personal_accuracy", 1, "%.3f");
   row("target accuracy", "target_accuracy", 1, "%.3f");
   row("simulated seconds to target", "sim_seconds_to_target", 1, "%.1f");
   row("wall seconds to target", "wall_seconds_to_target", 1, "%.1f");
   row("MB up and down to target", "bytes_to_target", 1e6, "%.2f");
   row("peak MB of training, any device", "peak_bytes", 1e6, "%.1f");
-  row("mean peak MB, slow devices", "slow_peak_bytes", 1e6, "%.1f");
+  row("mean peak MB of training, slow", "slow_peak_bytes", 1e6, "%.1f");
+  row("  and with the model's weights", "slow_peak_and_resident_bytes", 1e6, "%.1f");
   row("simulated seconds, all rounds", "sim_seconds", 1, "%.1f");
   row("wall seconds, all rounds", "wall_seconds", 1, "%.1f");
 }
 
 void federated_text(const Settings& settings) {
+  const auto plain_folder = settings.out / "fedlora", dropped_folder = settings.out / "droppeft";
+  const std::vector<fs::path> folders =
+      settings.compare ? std::vector{settings.out, plain_folder, dropped_folder}
+                       : std::vector{settings.out};
+  for (const auto& folder : folders) check_out(settings, folder);
+  const auto clear_all = [&] {
+    if (settings.overwrite)
+      for (const auto& folder : folders) clear(folder);
+  };
   if (settings.threads > 0) at::set_num_threads(static_cast<int>(settings.threads));
   const BertConfig config = read_bert_config(settings.model);
   droppeft::check(settings.share_layers <= config.layers, "--share-layers must be at most ",
@@ -239,8 +287,8 @@ void federated_text(const Settings& settings) {
                   config.width, ", got ", settings.rank);
   droppeft::check(settings.max_length <= config.positions, "--max-length must be at most ",
                   config.positions, ", got ", settings.max_length);
-  const droppeft::WordPiece tokenizer(
-      settings.model / "vocab.txt", {.max_length = static_cast<std::size_t>(settings.max_length)});
+  const auto tokenizer =
+      read_tokenizer(settings.model, config, static_cast<std::size_t>(settings.max_length));
   const TextData data =
       load_text_data(settings.data, tokenizer, static_cast<std::size_t>(settings.train_rows),
                      static_cast<std::size_t>(settings.test_rows));
@@ -249,30 +297,37 @@ void federated_text(const Settings& settings) {
             << at::get_num_threads() << " threads, " << at::get_cpu_capability() << std::endl;
 
   if (!settings.compare) {
-    const auto metrics = run(settings, settings.out, data, config);
-    finish(settings, settings.out, metrics, settings.target_accuracy);
+    Run run = play(settings, settings.out, data, config, clear_all);
+    run.target = settings.target_accuracy;
+    write_summary(run, settings.out);
+    draw(settings.out / "accuracy.png", {run});
     std::cout << "wrote " << (settings.out / "summary.json").string() << "\n";
     return;
   }
   Settings fedlora = settings, droppeft = settings;
   fedlora.method = "fedlora";
   droppeft.method = "droppeft";
-  const auto plain = run(fedlora, settings.out / "fedlora", data, config);
+  Run plain = play(fedlora, plain_folder, data, config, clear_all);
+  const double all_seconds = plain.metrics.back().sim_seconds;
   droppeft.rounds = 3 * settings.rounds;
-  droppeft.sim_seconds = plain.back().sim_seconds;
-  auto dropped = run(droppeft, settings.out / "droppeft", data, config);
+  droppeft.sim_seconds = all_seconds;
+  Run dropped = play(droppeft, dropped_folder, data, config, [] {});
   // A round that ends late does not count.
-  while (dropped.size() > 1 && dropped.back().sim_seconds > droppeft.sim_seconds)
-    dropped.pop_back();
-  const double target = settings.target_accuracy > 0 ? settings.target_accuracy
-                                                     : smoothed_accuracy(plain, plain.size() - 1);
-  finish(fedlora, settings.out / "fedlora", plain, target);
-  finish(droppeft, settings.out / "droppeft", dropped, target);
-  const auto a = summarise(fedlora, plain, target), b = summarise(droppeft, dropped, target);
+  while (dropped.metrics.size() > 1 && dropped.metrics.back().sim_seconds > all_seconds)
+    dropped.metrics.pop_back();
+  // Both are smoothed over the time of three of fedlora's rounds, droppeft's being shorter.
+  dropped.smoothing_seconds = 3 * all_seconds / static_cast<double>(plain.metrics.size());
+  plain.target = dropped.target =
+      settings.target_accuracy > 0 ? settings.target_accuracy : plain.final_accuracy();
+  write_summary(plain, plain_folder);
+  write_summary(dropped, dropped_folder);
+  const auto a = summarise(plain), b = summarise(dropped);
   write_file(settings.out / "summary.json",
              nlohmann::json{{"fedlora", a}, {"droppeft", b}}.dump(2) + "\n");
-  draw(settings.out / "accuracy.png", {{"fedlora", plain}, {"droppeft", dropped}}, target);
   print_comparison(a, b);
+  draw(plain_folder / "accuracy.png", {plain});
+  draw(dropped_folder / "accuracy.png", {dropped});
+  draw(settings.out / "accuracy.png", {plain, dropped});
   std::cout << "\nwrote " << (settings.out / "accuracy.png").string() << " and summary.json\n";
 }
 

@@ -5,10 +5,10 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <csignal>
 #include <cstdio>
-#include <droppeft/core/check.hpp>
+#include <droppeft/io/replacing_file.hpp>
 #include <filesystem>
-#include <fstream>
 #include <iomanip>
 #include <iostream>
 #include <memory>
@@ -24,31 +24,34 @@
 
 /// Replaces `path` as a whole: a reader finds the old text or the new one, never a part.
 inline void write_file(const std::filesystem::path& path, const std::string& text) {
-  const auto temporary = path.string() + ".tmp";
-  {
-    std::ofstream file(temporary, std::ios::binary);
-    file << text;
-    file.flush();
-    droppeft::require(file.good(), "cannot write ", temporary);
-  }
-  std::filesystem::rename(temporary, path);
+  droppeft::ReplacingFile file(path);
+  file.write(text.data(), text.size());
+  file.commit();
 }
 
-/// Mean of the last three accuracies up to and with `round` (from 0): single evaluations swing.
-inline double smoothed_accuracy(const std::vector<RoundMetrics>& metrics, std::size_t round) {
-  const std::size_t first = round < 2 ? 0 : round - 2;
+/// Mean of the accuracies up to and with `round` (from 0), since single ones swing: of the last
+/// three rounds, or of as many as end within the last `seconds` of simulated time if those are
+/// more. A mean over more time lags more, so runs whose rounds differ in length compare by one
+/// `seconds`.
+inline double smoothed(const std::vector<RoundMetrics>& metrics, std::size_t round,
+                       double seconds = 0, double RoundMetrics::*which = &RoundMetrics::accuracy) {
+  std::size_t first = round < 2 ? 0 : round - 2;
+  while (first > 0 && metrics[first - 1].sim_seconds > metrics[round].sim_seconds - seconds)
+    --first;
   double sum = 0;
-  for (std::size_t i = first; i <= round; ++i) sum += metrics[i].accuracy;
+  for (std::size_t i = first; i <= round; ++i) sum += metrics[i].*which;
   return sum / static_cast<double>(round - first + 1);
 }
 
-/// The first round in which the mean of the last three accuracies is at the target; the last round
-/// of a shorter run has as many as there are.
+/// The first round in which that mean is at the target, after three rounds and `seconds`; the last
+/// round of a shorter run has as many as there are.
 inline std::optional<std::size_t> round_at_target(const std::vector<RoundMetrics>& metrics,
-                                                  double target) {
+                                                  double target, double seconds = 0) {
   for (std::size_t round = std::min<std::size_t>(2, metrics.size() - 1); round < metrics.size();
        ++round)
-    if (smoothed_accuracy(metrics, round) >= target) return round;
+    if (metrics[round].sim_seconds >= std::min(seconds, metrics.back().sim_seconds) &&
+        smoothed(metrics, round, seconds) >= target)
+      return round;
   return std::nullopt;
 }
 
@@ -64,30 +67,52 @@ inline double slow_peak_bytes(const std::vector<RoundMetrics>& metrics) {
   return count > 0 ? sum / count : 0;
 }
 
-/// summary.json of a run. `target` 0: none was asked for, and the times to it are null.
-inline nlohmann::json summarise(const Settings& settings, const std::vector<RoundMetrics>& metrics,
-                                double target) {
+/// A run that has been played, and how it is judged.
+struct Run {
+  Settings settings;
+  std::vector<RoundMetrics> metrics;
+  std::int64_t resident_bytes = 0;  // the weights that a device holds beside what training takes
+  double smoothing_seconds = 0;     // as for smoothed()
+  double target = 0;                // accuracy; 0: none
+
+  double final_accuracy() const { return smoothed(metrics, metrics.size() - 1, smoothing_seconds); }
+  std::optional<std::size_t> at_target() const {
+    return round_at_target(metrics, target, smoothing_seconds);
+  }
+};
+
+/// What summary.json says of a run; the times to the target are null where none was asked for.
+inline nlohmann::json summarise(const Run& run) {
+  const auto& metrics = run.metrics;
   double best = 0;
   for (const auto& round : metrics) best = std::max(best, round.accuracy);
-  nlohmann::json summary{{"method", settings.method},
-                         {"final_accuracy", smoothed_accuracy(metrics, metrics.size() - 1)},
-                         {"best_accuracy", best},
-                         {"final_personal_accuracy", metrics.back().personal_accuracy},
-                         {"target_accuracy", nullptr},
-                         {"sim_seconds_to_target", nullptr},
-                         {"wall_seconds_to_target", nullptr},
-                         {"bytes_to_target", nullptr},
-                         {"sim_seconds", metrics.back().sim_seconds},
-                         {"wall_seconds", metrics.back().wall_seconds},
-                         {"peak_bytes", metrics.back().peak_bytes},
-                         {"slow_peak_bytes", slow_peak_bytes(metrics)},
-                         {"bytes_up", metrics.back().bytes_up},
-                         {"bytes_down", metrics.back().bytes_down},
-                         {"cost_model", cost_model},
-                         {"settings", settings}};
-  if (target <= 0) return summary;
-  summary["target_accuracy"] = target;
-  if (const auto round = round_at_target(metrics, target)) {
+  const double slow = slow_peak_bytes(metrics);
+  nlohmann::json summary{
+      {"method", run.settings.method},
+      {"final_accuracy", run.final_accuracy()},
+      {"best_accuracy", best},
+      {"final_personal_accuracy", smoothed(metrics, metrics.size() - 1, run.smoothing_seconds,
+                                           &RoundMetrics::personal_accuracy)},
+      {"smoothing_seconds", run.smoothing_seconds},
+      {"target_accuracy", nullptr},
+      {"sim_seconds_to_target", nullptr},
+      {"wall_seconds_to_target", nullptr},
+      {"bytes_to_target", nullptr},
+      {"sim_seconds", metrics.back().sim_seconds},
+      {"wall_seconds", metrics.back().wall_seconds},
+      {"peak_bytes", metrics.back().peak_bytes},
+      {"slow_peak_bytes", slow},
+      {"slow_peak_and_resident_bytes", slow + static_cast<double>(run.resident_bytes)},
+      {"bytes_up", metrics.back().bytes_up},
+      {"bytes_down", metrics.back().bytes_down},
+      {"cost_model", cost_model},
+      {"settings", run.settings}};
+  summary["settings"]["model"] = run.settings.model.string();
+  summary["settings"]["data"] = run.settings.data.string();
+  summary["settings"]["threads"] = run.settings.threads;
+  if (run.target <= 0) return summary;
+  summary["target_accuracy"] = run.target;
+  if (const auto round = run.at_target()) {
     summary["sim_seconds_to_target"] = metrics[*round].sim_seconds;
     summary["wall_seconds_to_target"] = metrics[*round].wall_seconds;
     summary["bytes_to_target"] = metrics[*round].bytes_up + metrics[*round].bytes_down;
@@ -95,25 +120,27 @@ inline nlohmann::json summarise(const Settings& settings, const std::vector<Roun
   return summary;
 }
 
-/// One run as it goes into the picture.
-struct Curve {
-  std::string name;
-  std::vector<RoundMetrics> metrics;
-};
+/// A string of gnuplot's that stands for `text` alone.
+inline std::string quoted(const std::string& text) {
+  std::string result = "'";
+  for (const char character : text) result += character == '\'' ? "''" : std::string{character};
+  return result + "'";
+}
 
 /// Draws accuracy against simulated time, and beside it, when there are two runs, the second's
 /// seconds, bytes and memory as shares of the first's. Says so and goes on without gnuplot.
-inline void draw(const std::filesystem::path& path, const std::vector<Curve>& curves,
-                 double target) {
+inline void draw(const std::filesystem::path& path, const std::vector<Run>& runs) {
   std::ostringstream plot;
-  const bool pair = curves.size() == 2;
+  const bool pair = runs.size() == 2;
+  const double target = runs.front().target;
   plot << "set terminal pngcairo size " << (pair ? "1200,480" : "800,480")
-       << " font 'sans,11' enhanced\nset output '" << path.string() << "'\n";
-  for (std::size_t i = 0; i < curves.size(); ++i) {
+       << " font 'sans,11' enhanced\nset output " << quoted(path.string()) << "\n";
+  for (std::size_t i = 0; i < runs.size(); ++i) {
     plot << "$run" << i << " << EOD\n";
-    for (std::size_t round = 0; round < curves[i].metrics.size(); ++round)
-      plot << curves[i].metrics[round].sim_seconds << ' ' << curves[i].metrics[round].accuracy
-           << ' ' << smoothed_accuracy(curves[i].metrics, round) << '\n';
+    const auto& metrics = runs[i].metrics;
+    for (std::size_t round = 0; round < metrics.size(); ++round)
+      plot << metrics[round].sim_seconds << ' ' << metrics[round].accuracy << ' '
+           << smoothed(metrics, round, runs[i].smoothing_seconds) << '\n';
     plot << "EOD\n";
   }
   const char* colours[] = {"#7f7f7f", "#d1495b"};
@@ -125,18 +152,19 @@ inline void draw(const std::filesystem::path& path, const std::vector<Curve>& cu
     plot << "set arrow 1 from graph 0, first " << target << " to graph 1, first " << target
          << " nohead dt 2 lc '#999999'\n";
   plot << "plot ";
-  for (std::size_t i = 0; i < curves.size(); ++i)
+  for (std::size_t i = 0; i < runs.size(); ++i)
     plot << (i ? ", " : "") << "$run" << i << " using 1:2 with points pt 7 ps 0.5 lc '"
          << colours[i] << "' notitle, $run" << i << " using 1:3 with lines lw 2.5 lc '"
-         << colours[i] << "' title '" << curves[i].name << " (mean of three rounds)'";
+         << colours[i] << "' title '" << runs[i].settings.method << " (mean of "
+         << (i ? "the same time" : "three rounds") << ")'";
   plot << '\n';
   if (pair) {
     const auto share = [&](const auto& value) {
-      return 100 * value(curves[1].metrics) / value(curves[0].metrics);
+      return 100 * value(runs[1].metrics) / value(runs[0].metrics);
     };
     const auto share_at_target = [&](const auto& value) {
       return share([&](const std::vector<RoundMetrics>& metrics) {
-        const auto round = round_at_target(metrics, target);
+        const auto round = round_at_target(metrics, target, runs.back().smoothing_seconds);
         return round ? value(metrics[*round]) : std::nan("");
       });
     };
@@ -145,13 +173,14 @@ inline void draw(const std::filesystem::path& path, const std::vector<Curve>& cu
            << (std::isfinite(height) ? "" : "\\n(not reached)") << "\"\n";
     };
     plot << "unset arrow 1\nset size 0.34,1\nset origin 0.66,0\nunset key\nunset xlabel\n"
-         << "set ylabel '" << curves[1].name << " as % of " << curves[0].name << "'\n"
+         << "set ylabel '" << runs[1].settings.method << " as % of " << runs[0].settings.method
+         << "'\n"
          << "set bmargin 4\nset yrange [0:*]\nset offsets 0,0,12,0\nset xrange [-0.6:2.6]\nset "
             "boxwidth 0.6\nset style fill solid\n"
          << "set arrow 2 from -0.6,100 to 2.6,100 nohead dt 2 lc '#999999'\n$bars << EOD\n";
     bar(0, share_at_target([](const RoundMetrics& at) { return at.sim_seconds; }),
         "time to\\ntarget");
-    bar(1, share(slow_peak_bytes), "memory of\\nslow devices");
+    bar(1, share(slow_peak_bytes), "training memory,\\nslow devices");
     bar(2, share_at_target([](const RoundMetrics& at) {
           return static_cast<double>(at.bytes_up + at.bytes_down);
         }),
@@ -160,6 +189,7 @@ inline void draw(const std::filesystem::path& path, const std::vector<Curve>& cu
          << "plot $bars using 1:2:xtic(3) with boxes lc '#d1495b', '' using "
             "1:2:($2 > 0 ? sprintf('%.0f',$2) : '') with labels offset 0,0.7\nunset multiplot\n";
   }
+  std::signal(SIGPIPE, SIG_IGN);  // gnuplot may not be there to read
   std::unique_ptr<FILE, int (*)(FILE*)> gnuplot(popen("gnuplot 2>/dev/null", "w"), pclose);
   const std::string script = plot.str();
   const bool written =
@@ -189,8 +219,12 @@ class Console {
     std::cout << std::flush;
   }
 
+  ~Console() { clear(); }  // of a bar that an error leaves behind
+  Console(const Console&) = delete;
+  Console& operator=(const Console&) = delete;
+
   void round(const RoundMetrics& metrics) {
-    if (terminal_) std::cout << "\r\033[K";
+    clear();
     double rate = 0;
     for (const double each : metrics.drop_rates)
       rate += each / static_cast<double>(metrics.drop_rates.size());
@@ -205,6 +239,10 @@ class Console {
   }
 
  private:
+  void clear() const {
+    if (terminal_) std::cout << "\r\033[K" << std::flush;
+  }
+
   static std::size_t filled(double share) { return static_cast<std::size_t>(24 * share); }
 
   std::string method_;

@@ -24,7 +24,7 @@ struct Settings {
   std::string drop_rate = "auto";
   std::string gate = "fixed";
   std::string pace = "round";
-  std::string selector = "thompson";
+  std::string selector = "pace";
   std::string reward = "agreement";
   std::int64_t share_layers = 0;  // 0: all
   double target_accuracy = 0;     // 0: none
@@ -34,8 +34,9 @@ struct Settings {
   std::int64_t test_rows = 0;   // 0: all
   std::filesystem::path model;
   std::filesystem::path data;  // empty: the embedded messages
-  std::filesystem::path out = "federated_text";
+  std::filesystem::path out = "run";
   bool resume = false;
+  bool overwrite = false;
   bool compare = false;
 };
 

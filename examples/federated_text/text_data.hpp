@@ -3,26 +3,37 @@
 #include <csv.h>
 
 #include <algorithm>
+#include <boost/crc.hpp>
 #include <cstdint>
 #include <droppeft/core/check.hpp>
 #include <droppeft/io/wordpiece.hpp>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <nlohmann/json.hpp>
 #include <set>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+inline bool is_utf8(const std::string& text) {
+  try {
+    return !nlohmann::json(text).dump().empty();
+  } catch (const nlohmann::json::type_error&) {
+    return false;
+  }
+}
+
 /// Rows of an RFC 4180 CSV text with a header and the columns label and text, in any order and
-/// beside others. Throws std::runtime_error naming `source` and the line.
+/// beside others. Throws std::runtime_error naming `source` and the row.
 inline std::vector<std::pair<std::string, std::string>> read_labelled(std::string_view csv,
                                                                       const std::string& source) {
   struct Rows {
     std::vector<std::string> row;
     std::vector<std::vector<std::string>> all;
   } rows;
+  if (csv.starts_with("\xEF\xBB\xBF")) csv.remove_prefix(3);  // a byte order mark
   csv_parser parser;
   droppeft::require(csv_init(&parser, CSV_STRICT | CSV_STRICT_FINI) == 0, "libcsv: no memory");
   csv_set_space_func(&parser, [](unsigned char) { return 0; });  // spaces belong to their field
@@ -36,7 +47,8 @@ inline std::vector<std::pair<std::string, std::string>> read_labelled(std::strin
   const bool whole = csv_parse(&parser, csv.data(), csv.size(), field, end, &rows) == csv.size() &&
                      csv_fini(&parser, field, end, &rows) == 0;
   csv_free(&parser);
-  droppeft::require(whole, source, ": row ", rows.all.size() + 1, " is not RFC 4180 CSV");
+  droppeft::require(whole, source, ": row ", rows.all.size(),
+                    " is not RFC 4180 CSV (the header is row 0)");
   droppeft::require(!rows.all.empty(), source, " is empty");
 
   const auto& header = rows.all.front();
@@ -53,6 +65,8 @@ inline std::vector<std::pair<std::string, std::string>> read_labelled(std::strin
     auto& fields = rows.all[row];
     droppeft::require(fields.size() == header.size(), source, ": row ", row, " has ", fields.size(),
                       " fields, the header has ", header.size());
+    droppeft::require(is_utf8(fields[label]), source, ": row ", row,
+                      " has a label that is not UTF-8");
     labelled.emplace_back(std::move(fields[label]), std::move(fields[text]));
   }
   droppeft::require(!labelled.empty(), source, " has a header but no rows");
@@ -122,4 +136,16 @@ inline TextData load_text_data(const std::filesystem::path& folder,
   data.train = tokenised(train);
   data.test = tokenised(test);
   return data;
+}
+
+/// A number that tells one set of data from another: CRC-32 of labels, classes and ids.
+inline std::string fingerprint(const TextData& data) {
+  boost::crc_32_type crc;
+  for (const auto& label : data.labels) crc.process_bytes(label.c_str(), label.size() + 1);
+  for (const auto* part : {&data.train, &data.test})
+    for (const Example& example : *part) {
+      crc.process_bytes(&example.label, sizeof example.label);
+      crc.process_bytes(example.ids.data(), example.ids.size() * sizeof(std::int64_t));
+    }
+  return std::to_string(crc.checksum());
 }

@@ -56,24 +56,25 @@ inline std::vector<std::vector<std::size_t>> batches_by_length(const std::vector
 }
 
 /// `steps` batches of `size` rows: passes over `rows`, each freshly shuffled and cut into stretches
-/// of four batches within which texts of like length go together.
+/// of four batches within which texts of like length go together. The rows that would not fill a
+/// batch sit out that pass; there are fewer than `size` in a batch only when there are fewer rows.
 inline std::vector<std::vector<std::size_t>> training_batches(const std::vector<Example>& examples,
                                                               std::vector<std::size_t> rows,
                                                               std::size_t size, std::size_t steps,
                                                               droppeft::Stream stream) {
+  const std::size_t used = rows.size() < size ? rows.size() : rows.size() / size * size;
   std::vector<std::vector<std::size_t>> batches;
   while (batches.size() < steps) {
     droppeft::shuffle(std::span(rows), stream);
     std::vector<std::vector<std::size_t>> pass;
-    for (std::size_t first = 0; first < rows.size(); first += 4 * size) {
-      const auto end = std::min(first + 4 * size, rows.size());
+    for (std::size_t first = 0; first < used; first += 4 * size) {
+      const auto end = std::min(first + 4 * size, used);
       auto stretch = batches_by_length(examples,
                                        {rows.begin() + static_cast<std::ptrdiff_t>(first),
                                         rows.begin() + static_cast<std::ptrdiff_t>(end)},
                                        size);
       pass.insert(pass.end(), stretch.begin(), stretch.end());
     }
-    if (pass.size() > 1 && pass.back().size() < size) pass.pop_back();
     droppeft::shuffle(std::span(pass), stream);
     batches.insert(batches.end(), pass.begin(), pass.end());
   }

@@ -3,6 +3,7 @@
 #include <boost/crc.hpp>
 #include <droppeft/core/check.hpp>
 #include <droppeft/io/safetensors.hpp>
+#include <droppeft/io/wordpiece.hpp>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -28,21 +29,48 @@ inline BertConfig read_bert_config(const std::filesystem::path& folder) {
     expect("model_type", "bert");
     expect("hidden_act", "gelu");
     expect("position_embedding_type", "absolute");
-    config.vocabulary = json.at("vocab_size");
-    config.width = json.at("hidden_size");
-    config.layers = json.at("num_hidden_layers");
-    config.heads = json.at("num_attention_heads");
-    config.inner = json.at("intermediate_size");
-    config.positions = json.at("max_position_embeddings");
-    config.token_types = json.at("type_vocab_size");
+    const auto size = [&](const char* key, std::int64_t most) {
+      const auto& value = json.at(key);
+      require(value.is_number_integer() && value >= 1 && value <= most, path.string(), ": ", key,
+              " must be a whole number in [1, ", most, "], got ", value.dump());
+      return value.get<std::int64_t>();
+    };
+    config.vocabulary = size("vocab_size", 10'000'000);
+    config.width = size("hidden_size", 100'000);
+    config.layers = size("num_hidden_layers", 1'000);
+    config.heads = size("num_attention_heads", 1'000);
+    config.inner = size("intermediate_size", 1'000'000);
+    config.positions = size("max_position_embeddings", 1'000'000);
+    config.token_types = size("type_vocab_size", 1'000);
     config.norm_epsilon = json.at("layer_norm_eps");
   } catch (const nlohmann::json::exception& error) {
     require(false, path.string(), " is not the config.json of a BERT model: ", error.what());
   }
-  require(config.heads > 0 && config.width > 0 && config.width % config.heads == 0, path.string(),
-          ": hidden_size must be a positive multiple of num_attention_heads, got ", config.width,
-          " and ", config.heads);
+  require(config.width % config.heads == 0, path.string(),
+          ": hidden_size must be a multiple of num_attention_heads, got ", config.width, " and ",
+          config.heads);
   return config;
+}
+
+/// The tokeniser of a model folder: vocab.txt, lower-casing and stripping accents as
+/// tokenizer_config.json says, or as the uncased models do where there is none. Throws
+/// std::runtime_error when a file is torn, or the vocabulary is larger than the model's.
+inline droppeft::WordPiece read_tokenizer(const std::filesystem::path& folder,
+                                          const BertConfig& config, std::size_t max_length) {
+  droppeft::WordPieceOptions options{.max_length = max_length};
+  const auto path = folder / "tokenizer_config.json";
+  if (std::filesystem::exists(path)) try {
+      const auto json = nlohmann::json::parse(std::ifstream(path));
+      options.lower_case = json.value("do_lower_case", true);
+      const auto strip = json.value("strip_accents", nlohmann::json());
+      options.strip_accents = strip.is_null() ? options.lower_case : strip.get<bool>();
+    } catch (const nlohmann::json::exception& error) {
+      droppeft::require(false, path.string(), " is not a tokenizer_config.json: ", error.what());
+    }
+  droppeft::WordPiece tokenizer(folder / "vocab.txt", options);
+  droppeft::require(tokenizer.size() <= config.vocabulary, (folder / "vocab.txt").string(), " has ",
+                    tokenizer.size(), " tokens, but config.json says ", config.vocabulary);
+  return tokenizer;
 }
 
 /// Gives `bert` the weights of `folder`/model.safetensors, mapped rather than copied where the file
@@ -69,7 +97,7 @@ inline std::string base_fingerprint(const TextClassifier& model) {
   boost::crc_32_type crc;
   for (const auto& entry : model->bert->named_parameters()) {
     const at::Tensor& tensor = entry.value();
-    if (tensor.dim() != 1 || entry.key().find("lora") != std::string::npos) continue;
+    if (tensor.dim() != 1) continue;
     crc.process_bytes(entry.key().data(), entry.key().size());
     crc.process_bytes(tensor.data_ptr<float>(), static_cast<std::size_t>(tensor.nbytes()));
   }

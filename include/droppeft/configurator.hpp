@@ -136,6 +136,13 @@ class RoundRewards {
         std::ranges::count(reports_, arm, [](const Report& report) { return report.ticket.arm; }));
   }
 
+  /// The tickets that are open, or reported and not yet rewarded.
+  std::vector<Ticket> unrewarded() const {
+    std::vector<Ticket> tickets = open_.tickets();
+    for (const Report& report : reports_) tickets.push_back(report.ticket);
+    return tickets;
+  }
+
   void open(Ticket ticket) { open_.open(ticket, "Configurator::assign"); }
 
   /// Closes an open ticket. gain in [-1e50, 1e50], seconds in [1e-50, 1e50], else
@@ -355,10 +362,16 @@ class SelectorConfigurator {
     selector.load(saved["selector"].json());
     RoundRewards rewards = rewards_;
     rewards.load(saved["rewards"], grid_.size());
-    for (std::size_t arm = 0; arm < grid_.size(); ++arm)
-      require(selector.record(arm).pending == rewards.pending(arm),
-              "SelectorConfigurator: selector and rewards do not agree on the open plays of arm ",
-              arm);
+    S probe = selector;
+    const auto agree = [&](bool same) {
+      require(same, "SelectorConfigurator: selector and rewards do not agree on the open plays");
+    };
+    for (const Ticket& ticket : rewards.unrewarded()) try {
+        probe.expire(ticket);
+      } catch (const std::invalid_argument&) {
+        agree(false);
+      }
+    for (std::size_t arm = 0; arm < grid_.size(); ++arm) agree(probe.record(arm).pending == 0);
     selector_ = std::move(selector);
     rewards_ = std::move(rewards);
   }
@@ -514,6 +527,9 @@ class PopulationConfigurator {
     require(loaded.born_ >= options_.population,
             "PopulationConfigurator.born must be at least the population, got ", loaded.born_);
     loaded.rewards_.load(saved["rewards"], loaded.born_);
+    for (const Ticket& ticket : loaded.rewards_.unrewarded())
+      require(ticket.id <= loaded.turns_, "PopulationConfigurator.rewards: ticket ", ticket.id,
+              " was never issued, turns being ", loaded.turns_);
     loaded.generation_ = saved["generation"].integer(loaded.rewards_.round());
     const Saved candidates = saved["candidates"];
     require(candidates.size() == options_.population,
@@ -526,10 +542,17 @@ class PopulationConfigurator {
                    detail::load_configuration(from["configuration"]),
                    from["turn"].integer(loaded.turns_),
                    {}};
+      for (std::size_t j = 0; j < i; ++j)
+        require(loaded.candidates_[j].number != candidate.number,
+                "PopulationConfigurator.candidates: the number ", candidate.number,
+                " is there twice");
       const Saved rewards = from["rewards"];
-      for (std::size_t j = 0; j < rewards.size(); ++j)
+      for (std::size_t j = 0; j < rewards.size(); ++j) {
         candidate.rewards.push_back({rewards.at(j).at(0).integer(loaded.rewards_.round()),
                                      rewards.at(j).at(1).number(0, 1)});
+        require(j == 0 || candidate.rewards[j - 1].round <= candidate.rewards[j].round,
+                "PopulationConfigurator.candidates: rounds must ascend");
+      }
     }
     *this = std::move(loaded);
   }

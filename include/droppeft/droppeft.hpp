@@ -3,12 +3,14 @@
 /// Every public header. A program that wants one part includes that part's header alone, and
 /// compiles faster.
 
+#include "droppeft/bandit/saved.hpp"
 #include "droppeft/bandit/selector.hpp"
 #include "droppeft/bandit/thompson.hpp"
 #include "droppeft/bandit/ucb.hpp"
 #include "droppeft/configurator.hpp"
 #include "droppeft/core/check.hpp"
 #include "droppeft/core/module.hpp"
+#include "droppeft/core/parallel.hpp"
 #include "droppeft/core/state.hpp"
 #include "droppeft/dropout/droppable.hpp"
 #include "droppeft/dropout/gate.hpp"
@@ -19,10 +21,13 @@
 #include "droppeft/federated/fedavg.hpp"
 #include "droppeft/federated/layer_sharing.hpp"
 #include "droppeft/federated/pace.hpp"
+#include "droppeft/io/replacing_file.hpp"
 #include "droppeft/io/safetensors.hpp"
 #include "droppeft/io/wordpiece.hpp"
+#include "droppeft/kernels/cpu/weighted_sum.hpp"
 #include "droppeft/kernels/cuda/slots.hpp"
 #include "droppeft/memory/meter.hpp"
+#include "droppeft/pace_configurator.hpp"
 #include "droppeft/peft/add_lora.hpp"
 #include "droppeft/peft/linear.hpp"
 #include "droppeft/peft/lora.hpp"

@@ -329,6 +329,8 @@ TEST_CASE_TEMPLATE("a state that is corrupted is refused and the configurator st
     refuses("/candidates/0/configuration/shape", "linear");
     refuses("/candidates/0/configuration/mean_rate", 1.5);
     refuses("/candidates/0/rewards/0/1", 2);
+    refuses("/candidates/1/number", good["candidates"][0]["number"]);
+    refuses("/turns", 1);
     refuses("/born", 0);
     refuses("/generation", 1000);
   } else {
@@ -336,6 +338,7 @@ TEST_CASE_TEMPLATE("a state that is corrupted is refused and the configurator st
     refuses("/selector/arms", 9);
     refuses("/selector/stream/0", -3);
     refuses("/rewards/open", nlohmann::json::array());
+    refuses("/rewards/open/0/0", good["rewards"]["open"][0][0].template get<int>() + 1);
   }
   for (const auto& [key, value] : good.items()) {
     auto bad = good;

@@ -42,6 +42,15 @@ State example(std::uint64_t seed) {
 
 }  // namespace
 
+TEST_CASE("a buffer that the module has left undefined is refused by name") {
+  torch::nn::BatchNorm1d norm(torch::nn::BatchNorm1dOptions(2).track_running_stats(false));
+  droppeft::State state;
+  state.insert("running_mean", torch::zeros({2}));
+  CHECK_THROWS_WITH_AS(droppeft::load_state(*norm, state),
+                       doctest::Contains("has no tensor named 'running_mean'"),
+                       std::invalid_argument);
+}
+
 TEST_CASE("tensors come in the order of their names") {
   std::string order;
   for (const auto& [name, tensor] : example(1)) order += name + " ";

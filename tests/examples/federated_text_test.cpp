@@ -1,7 +1,9 @@
 #include <chrono>
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "models/bert_files.hpp"
 #include "program.hpp"
 #include "support.hpp"
 
@@ -70,7 +72,7 @@ TEST_CASE_FIXTURE(Fixture, "a run writes a line of metrics a round, a summary an
   REQUIRE(lines.size() == 4);
   for (std::size_t i = 0; i < lines.size(); ++i) {
     CHECK(lines[i].at("round") == i + 1);
-    for (const char* key : {"drop_rates", "device_classes", "device_peak_bytes"})
+    for (const char* key : {"drop_rates", "gains", "device_classes", "device_peak_bytes"})
       CHECK(lines[i].at(key).size() == 3);
     for (const char* key : {"sim_seconds", "accuracy", "personal_accuracy", "loss", "peak_bytes",
                             "bytes_up", "bytes_down"})
@@ -128,7 +130,10 @@ TEST_CASE_FIXTURE(Fixture,
                   "killed at any moment and resumed, a run gives the bits of one left alone") {
   for (const std::vector<std::string>& how : {std::vector<std::string>{},
                                               {"--selector", "paper", "--share-layers", "1"},
-                                              {"--selector", "ucb", "--server-momentum", "0.5"}}) {
+                                              {"--selector", "ucb", "--server-momentum", "0.5"},
+                                              {"--selector", "thompson", "--reward", "loss"},
+                                              {"--gate", "bernoulli", "--pace", "device",
+                                               "--selector", "paper", "--reward", "accuracy"}}) {
     auto settings = how;
     settings.insert(settings.end(), {"--rounds", "12"});
     REQUIRE_MESSAGE(run("alone", settings) == 0, errors);
@@ -222,6 +227,7 @@ TEST_CASE_FIXTURE(Fixture,
   const std::string one_column = data_with("one_column", "text\nhello\n");
   const std::string one_class = data_with("one_class", "label,text\na,b\na,c\n");
   const std::string ragged = data_with("ragged", "label,text\na,b\na\n");
+  const std::string latin = data_with("latin", "label,text\ncaf\xe9,a\nb,c\n");
   const std::string unquoted = data_with("unquoted", "label,text\na,\"b\nc");
 
   struct Case {
@@ -264,6 +270,12 @@ TEST_CASE_FIXTURE(Fixture,
       {{"--server-momentum", "1"}, "--server-momentum"},
       {{"--out", (folder.path / "file" / "out").string()}, "file"},
       {{"--colour", "red"}, "--colour"},
+      {{"--compare", "--method", "fedlora"}, "--method"},
+      {{"--resume", "--overwrite"}, "--overwrite"},
+      {{"--pace", "device"}, "--selector"},
+      {{"--data", latin}, "not UTF-8"},
+      {{"--batch", "4611686018427387904"}, "--batch"},
+      {{"--threads", "4294967296"}, "--threads"},
   };
   for (const auto& [arguments, named] : cases) {
     CAPTURE(arguments[0] + " " + arguments[1]);
@@ -275,9 +287,27 @@ TEST_CASE_FIXTURE(Fixture,
   }
 }
 
+TEST_CASE_FIXTURE(Fixture, "a run that is there is neither lost nor mixed with another") {
+  REQUIRE(run("out") == 0);
+  const auto before = metrics("out");
+  CHECK(run("out", {"--seed", "3"}) == 2);
+  CHECK(errors.find("--overwrite") != std::string::npos);
+  CHECK(lines_of(errors).size() <= 3);
+  CHECK(metrics("out") == before);
+  REQUIRE_MESSAGE(run("out", {"--seed", "3", "--overwrite"}) == 0, errors);
+  CHECK(metrics("out") != before);
+}
+
 TEST_CASE_FIXTURE(Fixture, "a run is not resumed with other settings, nor its files harmed") {
   REQUIRE(run("out") == 0);
   const auto before = metrics("out");
+  write_tiny_model(folder.path / "other model", 2);
+  CHECK(run("out", {"--resume", "--model", (folder.path / "other model").string()}) == 2);
+  CHECK(errors.find("another --model") != std::string::npos);
+  fs::copy(data, folder.path / "other data");
+  std::ofstream(folder.path / "other data/test.csv", std::ios::app) << "class1,f g h\n";
+  CHECK(run("out", {"--resume", "--data", (folder.path / "other data").string()}) == 2);
+  CHECK(errors.find("another --data") != std::string::npos);
   CHECK(run("out", {"--resume", "--seed", "3"}) == 2);
   CHECK(errors.find("seed") != std::string::npos);
   CHECK(metrics("out") == before);
@@ -285,6 +315,49 @@ TEST_CASE_FIXTURE(Fixture, "a run is not resumed with other settings, nor its fi
   CHECK(run("out", {"--resume"}) == 2);
   CHECK(errors.find("checkpoint.safetensors") != std::string::npos);
   CHECK(metrics("out") == before);
+}
+
+TEST_CASE_FIXTURE(Fixture, "a comparison that was stopped goes on, without what was there before") {
+  REQUIRE_MESSAGE(run("both", {"--compare"}) == 0, errors);
+  {
+    Program program(folder.path, command("both", {"--compare", "--overwrite", "--seed", "3"}));
+    while (metrics("both/fedlora").size() != 1) std::this_thread::yield();
+    program.kill();
+    program.wait();
+  }
+  CHECK_FALSE(fs::exists(folder.path / "both/summary.json"));
+  REQUIRE_MESSAGE(run("both", {"--compare", "--resume", "--seed", "3"}) == 0, errors);
+  REQUIRE(run("alone", {"--compare", "--seed", "3"}) == 0);
+  for (const char* method : {"fedlora", "droppeft"})
+    CHECK(metrics(std::string("both/") + method) == metrics(std::string("alone/") + method));
+}
+
+TEST_CASE_FIXTURE(Fixture, "a run that diverges says so, and what to do") {
+  CHECK(run("out", {"--learning-rate", "1e30"}) == 2);
+  CHECK(errors.find("diverged") != std::string::npos);
+  CHECK(errors.find("--learning-rate") != std::string::npos);
+}
+
+TEST_CASE_FIXTURE(Fixture, "a head alone is trained with rank 0, and help tells the cost model") {
+  REQUIRE_MESSAGE(run("head", {"--rank", "0", "--method", "fedlora"}) == 0, errors);
+  const auto state = droppeft::load_safetensors(folder.path / "head/adapter.safetensors");
+  CHECK(state.size() == 2);
+  REQUIRE(run("nothing", {"--help"}) == 0);
+  CHECK(output.find("GFLOP/s") != std::string::npos);
+  CHECK_FALSE(fs::exists(folder.path / "nothing"));
+}
+
+TEST_CASE_FIXTURE(Fixture,
+                  "the tokeniser is as its configuration says, and no larger than the model") {
+  const BertConfig config = read_bert_config(model);
+  CHECK(read_tokenizer(model, config, 8).options().lower_case);
+  write_text(model / "tokenizer_config.json", R"({"do_lower_case": false, "strip_accents": null})");
+  CHECK_FALSE(read_tokenizer(model, config, 8).options().lower_case);
+  CHECK_FALSE(read_tokenizer(model, config, 8).options().strip_accents);
+  std::ofstream(model / "vocab.txt", std::ios::app) << "more\n";
+  CHECK(run("out") == 2);
+  CHECK(errors.find("has 32 tokens, but config.json says 31") != std::string::npos);
+  CHECK_FALSE(fs::exists(folder.path / "out"));
 }
 
 TEST_CASE_FIXTURE(Fixture, "predict is as accurate as the last round, and refuses another model") {

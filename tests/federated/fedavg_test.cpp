@@ -1,6 +1,7 @@
 #include "droppeft/federated/fedavg.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <span>
@@ -220,6 +221,51 @@ TEST_CASE("a wrong shape or dtype is refused by name and leaves the average as i
                        "FedAvg::add: 'all' must be of floating point, got Long", Throws);
   CHECK(same(average.value(), before));
   CHECK(average.clients() == 3);
+}
+
+TEST_CASE("a tensor on another device, and numbers that are not finite, are refused by name") {
+  FedAvg average;
+  average.add(state_of("w", torch::ones({3})), 1);
+  const State before = average.value();
+  CHECK_THROWS_WITH_AS(average.add(state_of("w", torch::ones({3}, torch::kMeta)), 1),
+                       "FedAvg::add: 'w' is on meta, but other clients sent it on cpu", Throws);
+  const auto good = state_of("w", torch::ones({3}));
+  const auto bad = state_of("w", torch::tensor({1.0f, NAN, 1.0f}));
+  CHECK_THROWS_WITH_AS(average.add(std::vector{good, bad}, std::vector{1.0, 1.0}),
+                       "FedAvg::add: 'w' of state 1 must hold finite numbers", Throws);
+  CHECK_THROWS_WITH_AS(average.add(std::vector{good, good}, std::vector{1e308, 1e308}),
+                       "FedAvg::add: the sum of the weights of 'w' must be finite, got inf",
+                       Throws);
+  CHECK(same(average.value(), before));
+  CHECK(average.clients() == 1);
+}
+
+TEST_CASE("the mean does not depend on threads, the default dtype or how tensors lie in memory") {
+  torch::manual_seed(3);
+  std::vector<State> states, transposed;
+  for (int client = 0; client < 10; ++client) {
+    const auto numbers = torch::randn({300, 211});
+    states.push_back(state_of("w", numbers));
+    transposed.push_back(state_of("w", numbers.t().contiguous().t()));
+  }
+  const std::vector<double> weights(10, 0.3);
+  const auto mean = [&](const std::vector<State>& all) {
+    FedAvg average;
+    average.add(all, weights);
+    return average.value();
+  };
+  const int threads = at::get_num_threads();
+  at::set_num_threads(1);
+  const State one = mean(states);
+  at::set_num_threads(2);
+  const State two = mean(states);
+  at::set_num_threads(threads);
+  torch::set_default_dtype(torch::scalarTypeToTypeMeta(torch::kDouble));
+  const State in_double = mean(states);
+  torch::set_default_dtype(torch::scalarTypeToTypeMeta(torch::kFloat));
+  CHECK(same(one, two));
+  CHECK(same(one, in_double));
+  CHECK(same(one, mean(transposed)));
 }
 
 TEST_CASE("a batch with one bad client or weight adds none of its clients") {

@@ -489,10 +489,9 @@ TEST_CASE("when writing fails the old file stays and nothing else is left") {
   const auto handler = std::signal(SIGXFSZ, SIG_IGN);
   const ::rlimit small{65536, limit.rlim_max};
   REQUIRE(::setrlimit(RLIMIT_FSIZE, &small) == 0);
-  CHECK_THROWS_WITH_AS(
-      save_safetensors(folder / "file", large),
-      ("save_safetensors: cannot write " + (folder / "file").string() + ": File too large").c_str(),
-      std::runtime_error);
+  CHECK_THROWS_WITH_AS(save_safetensors(folder / "file", large),
+                       ("cannot write " + (folder / "file").string() + ": File too large").c_str(),
+                       std::runtime_error);
   REQUIRE(::setrlimit(RLIMIT_FSIZE, &limit) == 0);
   std::signal(SIGXFSZ, handler);
   CHECK(bytes_of(folder / "file") == before);
@@ -501,12 +500,11 @@ TEST_CASE("when writing fails the old file stays and nothing else is left") {
   std::filesystem::create_directory(folder / "folder");
   CHECK_THROWS_WITH_AS(
       save_safetensors(folder / "folder", state),
-      ("save_safetensors: cannot replace " + (folder / "folder").string() + ": Is a directory")
-          .c_str(),
+      ("cannot replace " + (folder / "folder").string() + ": Is a directory").c_str(),
       std::runtime_error);
   CHECK_THROWS_WITH_AS(save_safetensors(folder / "none/file", state),
-                       ("save_safetensors: cannot open the folder of " +
-                        (folder / "none/file").string() + ": No such file or directory")
+                       ("cannot open the folder of " + (folder / "none/file").string() +
+                        ": No such file or directory")
                            .c_str(),
                        std::runtime_error);
   CHECK(folder.names() == std::set<std::string>{"file", "folder"});

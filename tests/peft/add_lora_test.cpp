@@ -147,6 +147,23 @@ TEST_CASE("a layer that the model holds twice gets one adapter") {
   CHECK(shared->lora);
 }
 
+TEST_CASE("such a layer may be called by each of its names") {
+  const droppeft::Linear shared(3, 3);
+  nn::Sequential model;
+  model->push_back("first", shared);
+  model->push_back("second", shared);
+  CHECK(add_lora(*model, {"first", "second"}, 2) == Paths{"first"});
+}
+
+TEST_CASE("a layer alone is a model, too") {
+  droppeft::Linear alone(3, 3);
+  CHECK(add_lora(*alone, "all-linear", 2) == Paths{""});
+  droppeft::merge_lora(*alone);
+  CHECK(alone->merged());
+  droppeft::unmerge_lora(*alone);
+  CHECK_FALSE(alone->merged());
+}
+
 TEST_CASE("merge_lora and unmerge_lora reach every adapter and restore every bit") {
   torch::manual_seed(2);
   Model model;

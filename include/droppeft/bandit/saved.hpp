@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <stdexcept>
 #include <string>
 #include <utility>
 
@@ -45,22 +46,21 @@ class Saved {
   std::uint64_t integer(std::uint64_t limit = std::numeric_limits<std::uint64_t>::max()) const {
     const bool whole = value_.is_number_unsigned() ||
                        (value_.is_number_integer() && value_.get<std::int64_t>() >= 0);
-    require(whole && value_.get<std::uint64_t>() <= limit, path_, " must be a whole number in [0, ",
-            limit, "], got ", value_.dump());
+    if (!whole || value_.get<std::uint64_t>() > limit)
+      refuse(" must be a whole number in [0, ", limit, "]");
     return value_.get<std::uint64_t>();
   }
 
   /// A number in [low, high].
   double number(double low, double high) const {
     const double number = value_.is_number() ? value_.get<double>() : std::nan("");
-    require(number >= low && number <= high, path_, " must be a number in [", low, ", ", high,
-            "], got ", value_.dump());
+    if (!(number >= low && number <= high)) refuse(" must be a number in [", low, ", ", high, "]");
     return number;
   }
 
   /// A string.
   const std::string& text() const {
-    require(value_.is_string(), path_, " must be a string, got ", value_.dump());
+    if (!value_.is_string()) refuse(" must be a string");
     return value_.get_ref<const std::string&>();
   }
 
@@ -69,7 +69,7 @@ class Saved {
 
   /// Throws unless the value is `wanted`: for what must agree with the object that loads.
   void expect(const nlohmann::json& wanted) const {
-    require(value_ == wanted, path_, " must be ", wanted.dump(), ", got ", value_.dump());
+    if (value_ != wanted) refuse(" must be ", wanted.dump());
   }
 
   /// A stream saved as its `state()`.
@@ -79,6 +79,13 @@ class Saved {
   }
 
  private:
+  template <class... Expected>
+  [[noreturn]] void refuse(const Expected&... expected) const {
+    throw std::runtime_error(
+        detail::concatenate(path_, expected..., ", got ",
+                            value_.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)));
+  }
+
   const nlohmann::json& value_;
   std::string path_;
 };

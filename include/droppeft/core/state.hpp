@@ -158,7 +158,8 @@ inline void load_state(torch::nn::Module& module, const State& state) {
   for (const auto& [name, tensor] : state) {
     at::Tensor* target = parameters.find(name);
     if (target == nullptr) target = buffers.find(name);
-    check(target != nullptr, "load_state: ", module.name(), " has no tensor named '", name, "'");
+    check(target != nullptr && target->defined(), "load_state: ", module.name(),
+          " has no tensor named '", name, "'");
     check(target->sizes() == tensor.sizes(), "load_state: '", name, "' has shape ", tensor.sizes(),
           ", but that of the module is ", target->sizes());
     copies.emplace_back(*target, tensor);

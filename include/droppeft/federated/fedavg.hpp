@@ -1,7 +1,6 @@
 #pragma once
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <atomic>
@@ -18,6 +17,7 @@
 #include <vector>
 
 #include "droppeft/core/check.hpp"
+#include "droppeft/core/parallel.hpp"
 #include "droppeft/core/state.hpp"
 #include "droppeft/kernels/cpu/weighted_sum.hpp"
 
@@ -34,10 +34,10 @@ namespace droppeft {
 /// others. Any order, same result: sums are kept in double and rounded once, at the end (two orders
 /// may differ where a double sum lies on the edge between two floats).
 ///
-/// Throws std::invalid_argument for a weight that is not positive and finite, a tensor whose shape
-/// or dtype differs from that of the clients before, one that is not of floating point, or one with
-/// a number that is not finite, since a single client that diverged would spoil the whole mean; the
-/// average stays as it was. One thread at a time.
+/// Throws std::invalid_argument for a weight that is not positive and finite, a tensor whose shape,
+/// dtype or device differs from that of the clients before, one that is not of floating point, or
+/// one with a number that is not finite, since a single client that diverged would spoil the whole
+/// mean; the average stays as it was. One thread at a time.
 ///
 /// Source: McMahan et al., AISTATS 2017; per-tensor participation: PTLS of DropPEFT
 /// (arXiv 2503.10217). Averaging LoRA's A and B separately is not averaging their products.
@@ -72,15 +72,21 @@ class FedAvg {
           sent.weights.reserve(states.size());
           sent.states.reserve(states.size());
         }
-        const at::Tensor& other = sent.tensors.empty() ? sent.sum.total : sent.tensors.front();
-        check(!other.defined() || tensor.sizes() == other.sizes(), "FedAvg::add: '", name,
-              "' has shape ", tensor.sizes(), ", but other clients sent ", other.sizes());
+        const at::Tensor& other = !sent.tensors.empty()      ? sent.tensors.front()
+                                  : sent.sum.total.defined() ? sent.sum.total
+                                                             : tensor;
+        check(tensor.sizes() == other.sizes(), "FedAvg::add: '", name, "' has shape ",
+              tensor.sizes(), ", but other clients sent ", other.sizes());
         check(tensor.scalar_type() == sent.sum.dtype, "FedAvg::add: '", name, "' is ",
               tensor.scalar_type(), ", but other clients sent ", sent.sum.dtype);
+        check(tensor.device() == other.device(), "FedAvg::add: '", name, "' is on ",
+              tensor.device(), ", but other clients sent it on ", other.device());
         sent.tensors.push_back(tensor);
         sent.weights.push_back(weight);
         sent.states.push_back(state);
         sent.sum.weight += weight;
+        check(std::isfinite(sent.sum.weight), "FedAvg::add: the sum of the weights of '", name,
+              "' must be finite, got ", sent.sum.weight);
       }
     }
 
@@ -99,7 +105,7 @@ class FedAvg {
     std::vector<double> weights;
     for (const auto& [name, sum] : sums_) {
       if (sum.dtype == at::kFloat && sum.total.is_cpu()) {
-        means.push_back(at::empty(sum.total.sizes()));
+        means.push_back(at::empty(sum.total.sizes(), at::kFloat));
         totals.push_back(sum.total);
         weights.push_back(sum.weight);
         mean.insert(name, means.back());

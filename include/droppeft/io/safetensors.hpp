@@ -3,16 +3,12 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
-#include <fcntl.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <bit>
 #include <boost/interprocess/file_mapping.hpp>
 #include <boost/interprocess/mapped_region.hpp>
-#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -29,6 +25,7 @@
 
 #include "droppeft/core/check.hpp"
 #include "droppeft/core/state.hpp"
+#include "droppeft/io/replacing_file.hpp"
 
 namespace droppeft {
 
@@ -75,12 +72,12 @@ inline constexpr std::uint64_t longest_header = 100'000'000;
 inline constexpr std::size_t most_dimensions = 64;
 inline constexpr const char* metadata_key = "__metadata__";
 
-/// Text from a file for a message: short, and without what a terminal would obey.
+/// Text from a file for a message: short, and ASCII without what a terminal would obey.
 inline std::string shown(std::string_view text) {
   constexpr std::size_t most = 160;
   std::string result(text.substr(0, most));
   for (char& c : result)
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) c = '?';
+    if (static_cast<unsigned char>(c) < 0x20 || static_cast<unsigned char>(c) >= 0x7F) c = '?';
   return "'" + result + (text.size() > most ? "...'" : "'");
 }
 
@@ -231,71 +228,6 @@ class HeaderReader final : public nlohmann::json_sax<nlohmann::json> {
   int offsets_ = 0;
 };
 
-/// A file that appears under its name, in place of any older one, only when it is whole.
-class ReplacingFile {
- public:
-  explicit ReplacingFile(std::filesystem::path path) : path_(std::move(path)) {
-    const auto folder = path_.has_parent_path() ? path_.parent_path() : ".";
-    folder_ = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (folder_ < 0) fail("open the folder of");
-    static std::atomic<unsigned> count = 0;
-    do {
-      temporary_ = folder / (".droppeft-" + std::to_string(::getpid()) + "-" +
-                             std::to_string(count.fetch_add(1)));
-      file_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    } while (file_ < 0 && errno == EEXIST);
-    if (file_ < 0) {
-      const int reason = errno;
-      ::close(folder_);
-      errno = reason;
-      fail("create");
-    }
-  }
-
-  ~ReplacingFile() {
-    if (file_ >= 0) {
-      ::close(file_);
-      ::unlink(temporary_.c_str());
-    }
-    ::close(folder_);
-  }
-
-  ReplacingFile(const ReplacingFile&) = delete;
-  ReplacingFile& operator=(const ReplacingFile&) = delete;
-
-  void write(const void* data, std::size_t size) {
-    const char* rest = static_cast<const char*>(data);
-    while (size > 0) {
-      const ::ssize_t written = ::write(file_, rest, size);
-      if (written < 0 && errno == EINTR) continue;
-      if (written < 0) fail("write");
-      rest += written;
-      size -= static_cast<std::size_t>(written);
-    }
-  }
-
-  /// Puts the file under its name. It is on the disk when this returns.
-  void commit() {
-    if (::fsync(file_) != 0) fail("write");
-    if (::rename(temporary_.c_str(), path_.c_str()) != 0) fail("replace");
-    ::close(std::exchange(file_, -1));
-    // Some file systems cannot do this to a folder, and say so with EINVAL.
-    if (::fsync(folder_) != 0 && errno != EINVAL) fail("make durable");
-  }
-
- private:
-  [[noreturn]] void fail(const char* action) const {
-    const std::string reason = std::generic_category().message(errno);
-    throw std::runtime_error(
-        concatenate("save_safetensors: cannot ", action, " ", path_.string(), ": ", reason));
-  }
-
-  std::filesystem::path path_;
-  std::filesystem::path temporary_;
-  int folder_ = -1;
-  int file_ = -1;
-};
-
 inline std::string json_text(const std::string& text) {
   try {
     return nlohmann::json(text).dump();
@@ -385,13 +317,14 @@ class SafetensorsFile {
     require(type != std::filesystem::file_type::directory, name_, ": this is a folder");
     require(!error && type == std::filesystem::file_type::regular, name_,
             ": cannot be read: ", error ? error.message() : "not a regular file");
-    size_ = std::filesystem::file_size(path, error);
+    const auto bytes = std::filesystem::file_size(path, error);
     require(!error, name_, ": cannot be read: ", error.message());
-    if (size_ == 0) return;
+    if (bytes == 0) return;
     try {
       const interprocess::file_mapping file(path.c_str(), interprocess::read_only);
-      region_ = std::make_shared<interprocess::mapped_region>(file, interprocess::copy_on_write, 0,
-                                                              size_);
+      // As large as the file is now: it may have been replaced since.
+      region_ = std::make_shared<interprocess::mapped_region>(file, interprocess::copy_on_write);
+      size_ = region_->get_size();
     } catch (const interprocess::interprocess_exception& exception) {
       require(false, name_, ": cannot be read: ", exception.what());
     }
@@ -479,10 +412,8 @@ inline State load_safetensors(const std::filesystem::path& path,
 /// two metadata or more to chance; here they are sorted).
 ///
 /// Views are written as what they show, tensors that share memory each for itself, tensors of other
-/// devices from the CPU. The file is written under a name `.droppeft-*` in the same folder, brought
-/// to the disk, and then renamed: whatever happens, `path` is the old file or the new one. When
-/// this throws nothing else is left behind, and the old file stays, unless only the folder's own
-/// entry could not be brought to the disk. A symbolic link at `path` is replaced, not followed.
+/// devices from the CPU. `path` is the old file or the new one, whatever happens: see
+/// ReplacingFile.
 ///
 /// Throws std::invalid_argument for a type that the format does not have, a tensor that is not
 /// strided, a name that is not UTF-8 or is `__metadata__`; std::runtime_error when the file cannot

@@ -2,7 +2,6 @@
 
 #include <torch/nn/module.h>
 
-#include <algorithm>
 #include <string>
 #include <unordered_set>
 #include <utility>
@@ -15,12 +14,15 @@
 
 namespace droppeft {
 
-/// The droppeft::Linear modules of `model` that `targets` names, in the model's order, with paths;
-/// one that is registered twice comes once, under the first path that matches.
+/// The droppeft::Linear modules of `model`, itself included (its path is empty), that `targets`
+/// names, in the model's order, with paths; one that is registered twice comes once, under the
+/// first path that matches.
 inline std::vector<std::pair<std::string, LinearImpl*>> target_linears(torch::nn::Module& model,
                                                                        const Targets& targets) {
   std::vector<std::pair<std::string, LinearImpl*>> found;
   std::unordered_set<const LinearImpl*> seen;
+  if (auto* self = dynamic_cast<LinearImpl*>(&model))
+    if (targets.match("")) found.emplace_back("", self);
   for (const auto& entry : model.named_modules("", /*include_self=*/false))
     if (auto* linear = dynamic_cast<LinearImpl*>(entry.value().get()))
       if (targets.match(entry.key()) && seen.insert(linear).second)
@@ -47,8 +49,7 @@ inline std::vector<std::string> add_lora(torch::nn::Module& model, const Targets
   check(targets.pattern().empty() || !linears.empty(), "add_lora: no droppeft::Linear of ",
         model.name(), " matches '", targets.pattern(), "'");
   for (const std::string& name : targets.names())
-    check(std::ranges::any_of(
-              linears, [&](const auto& entry) { return Targets::is_called(entry.first, name); }),
+    check(!target_linears(model, Targets(std::vector{name})).empty(),
           "add_lora: no droppeft::Linear of ", model.name(), " is called '", name, "'");
   check(!linears.empty(), "add_lora: targets must name at least one module, got none");
   for (const auto& [path, linear] : linears)

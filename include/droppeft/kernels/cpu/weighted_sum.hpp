@@ -11,19 +11,25 @@ namespace droppeft::cpu {
 
 namespace detail {
 
-/// sums[i] += sum_k weights[k] rows[k][i] for a few rows at once, which spares the sums many ways to
-/// the cache and back.
+// Numbers that a loop takes at once: a constant, so that compilers vectorise it at -O2 too.
+inline constexpr std::size_t stride = 16;
+
+/// sums[i] += sum_k weights[k] rows[k][i] for a few rows at once, which spares the sums many ways
+/// to the cache and back.
 template <class T, std::size_t... Row>
-inline void add_rows(double* sums, const T* const* rows, const double* weights, std::size_t count,
-                     std::index_sequence<Row...>) {
-  const T* const row[] = {rows[Row]...};
+void add_rows(double* __restrict sums, const T* const* rows, const double* weights,
+              std::size_t count, std::index_sequence<Row...>) {
+  const T* const __restrict row[] = {rows[Row]...};
   const double weight[] = {weights[Row]...};
-#pragma omp simd
-  for (std::size_t i = 0; i < count; ++i) {
+  const auto add = [&](std::size_t i) {
     double sum = sums[i];
     ((sum += weight[Row] * static_cast<double>(row[Row][i])), ...);
     sums[i] = sum;
-  }
+  };
+  std::size_t first = 0;
+  for (; first + stride <= count; first += stride)
+    for (std::size_t i = 0; i < stride; ++i) add(first + i);
+  for (; first < count; ++first) add(first);
 }
 
 }  // namespace detail
@@ -37,7 +43,8 @@ inline void add_rows(double* sums, const T* const* rows, const double* weights, 
 template <class T>
 bool weighted_sum(double* sums, const double* before, std::span<const T* const> rows,
                   std::span<const double> weights, std::size_t count) {
-  constexpr std::size_t block = 4096;  // long enough for the prefetcher, short enough for the second cache
+  // Long enough for the prefetcher, short enough for the second-level cache.
+  constexpr std::size_t block = 4096;
   constexpr std::uint64_t exponent = 0x7ff0'0000'0000'0000;
   constexpr std::uint64_t lowest_exponent_bit = exponent & -exponent;
   alignas(64) double part[block];
@@ -56,7 +63,6 @@ bool weighted_sum(double* sums, const double* before, std::span<const T* const> 
     std::size_t row = 0;
     for (; row + 8 <= rows.size(); row += 8) add.template operator()<8>(row);
     for (; row < rows.size(); ++row) add.template operator()<1>(row);
-#pragma omp simd reduction(| : overflow)
     for (std::size_t i = 0; i < size; ++i) {
       // The exponent of infinity and NaN is all ones: one more carries into the sign's place.
       overflow |= (std::bit_cast<std::uint64_t>(part[i]) & exponent) + lowest_exponent_bit;
@@ -69,7 +75,6 @@ bool weighted_sum(double* sums, const double* before, std::span<const T* const> 
 /// out[i] = sums[i] / weight for i < count, rounded once to T. Serial.
 template <class T>
 void divide(T* out, const double* sums, double weight, std::size_t count) {
-#pragma omp simd
   for (std::size_t i = 0; i < count; ++i) out[i] = static_cast<T>(sums[i] / weight);
 }
 
