@@ -19,84 +19,120 @@ import sys
 
 # Rounds of 5 of 20 devices with 10 steps each; more classes want more rounds. The centralised runs
 # take the same number of steps of one device that has all rows. droppeft has the simulated time that
-# fedlora took with the same seed, and at most thrice its rounds.
+# fedlora took with the same seed, and at most six times its rounds; a round that ends late is left out.
 ROUNDS = {"sst2": 10, "agnews": 8, "clinc150": 16, "messages": 12}
 CENTRAL = ["--clients", "1", "--clients-per-round", "1", "--local-steps", "50"]
 METHODS = {
     "fedlora": ["--method", "fedlora"],
     "droppeft": ["--method", "droppeft"],
-    "head only": ["--method", "fedlora", "--rank", "0", *CENTRAL],
-    "centralised LoRA": ["--method", "fedlora", *CENTRAL],
+    "droppeft, gain by loss": ["--method", "droppeft", "--reward", "loss"],
     "droppeft as in the paper": ["--method", "droppeft", "--selector", "paper", "--reward",
                                  "accuracy", "--pace", "device", "--gate", "bernoulli"],
+    "head only": ["--method", "fedlora", "--rank", "0", *CENTRAL],
+    "centralised LoRA": ["--method", "fedlora", *CENTRAL],
 }
-T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+T95 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
 
 
-def run(args, data, method, seed):
-    out = args.out / data / method.replace(" ", "_") / str(seed)
-    if not (out / "summary.json").exists():
+class Run:
+    """A finished run. Accuracies are smoothed over three rounds of fedlora, in simulated time, so that
+    a method with shorter rounds is not smoothed less, and lags no less."""
+
+    def __init__(self, args, data, method, seed):
+        self.plain = None
         rounds, limit = args.rounds or ROUNDS.get(data, 20), 0
         if method.startswith("droppeft"):
-            rounds, limit = 3 * rounds, run(args, data, "fedlora", seed)[0]["sim_seconds"]
-        command = [args.program, "--model", args.model, "--out", out, "--seed", seed, "--rounds",
-                   rounds, "--sim-seconds", limit, "--resume", "--train-rows", args.train_rows,
-                   "--test-rows", args.test_rows, "--threads", args.threads, *METHODS[method]]
-        if data != "messages":
-            command += ["--data", args.data / data]
-        print(data, method, "seed", seed, flush=True)
-        subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL)
-    summary = json.loads((out / "summary.json").read_text())
-    metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    asked = {"train_rows": args.train_rows, "test_rows": args.test_rows, "seed": seed,
-             "rounds": args.rounds or ROUNDS.get(data, 20)}
-    if method.startswith("droppeft"):
-        asked["rounds"] *= 3
-        # A round that ends after fedlora's time does not count.
-        limit = run(args, data, "fedlora", seed)[0]["sim_seconds"]
-        metrics = [line for line in metrics if line["sim_seconds"] <= limit]
-        summary["final_accuracy"] = sum(line["accuracy"] for line in metrics[-3:]) / 3
-    for key, value in asked.items():
-        if summary["settings"][key] != value:
-            sys.exit(f"{out} was made with {key} = {summary['settings'][key]}, not {value}: "
-                     "move it away")
-    return summary, metrics
+            self.plain = Run(args, data, "fedlora", seed)
+            rounds, limit = 6 * rounds, self.plain.metrics[-1]["sim_seconds"]
+        options = ["--seed", seed, "--rounds", rounds, "--sim-seconds", limit, "--train-rows",
+                   args.train_rows, "--test-rows", args.test_rows, "--threads", args.threads,
+                   *METHODS[method]]
+        options = [str(option) for option in options]
+        out = args.out / data / method.replace(" ", "_").replace(",", "") / str(seed)
+        asked = out / "options.json"
+        if asked.exists() and json.loads(asked.read_text()) != options:
+            sys.exit(f"{out} was made with other options, {asked.read_text()}: move it away")
+        if not (out / "summary.json").exists():
+            out.mkdir(parents=True, exist_ok=True)
+            asked.write_text(json.dumps(options))
+            where = ["--model", args.model, "--out", out, "--resume"]
+            where += [] if data == "messages" else ["--data", args.data / data]
+            print(data, method, "seed", seed, flush=True)
+            subprocess.run([args.program, *map(str, where), *options], check=True,
+                           stdout=subprocess.DEVNULL)
+        self.summary = json.loads((out / "summary.json").read_text())
+        lines = (out / "metrics.jsonl").read_text().splitlines()
+        self.metrics = [line for line in map(json.loads, lines)
+                        if not limit or line["sim_seconds"] <= limit]
+        self.window = 0
+        if self.plain:
+            self.window = 3 * limit / len(self.plain.metrics)
 
+    def smoothed(self, last, key="accuracy"):
+        first = max(0, last - 2)
+        begin = self.metrics[last]["sim_seconds"] - self.window
+        while first > 0 and self.metrics[first - 1]["sim_seconds"] > begin:
+            first -= 1
+        values = [line[key] for line in self.metrics[first:last + 1]]
+        return sum(values) / len(values)
 
-def at_target(metrics, target):
-    for i in range(2, len(metrics)):
-        if smoothed(metrics, i) >= target - 1e-9:
-            return metrics[i]
-    return None
+    def final(self, key="accuracy"):
+        return self.smoothed(len(self.metrics) - 1, key)
 
+    def at(self, seconds):
+        inside = [i for i, line in enumerate(self.metrics) if line["sim_seconds"] <= seconds]
+        return self.smoothed(inside[-1]) if inside else float("nan")
 
-def smoothed(metrics, i):
-    last = metrics[max(0, i - 2):i + 1]
-    return sum(m["accuracy"] for m in last) / len(last)
+    def reach(self, target):
+        for i, line in enumerate(self.metrics):
+            if i >= 2 and line["sim_seconds"] >= self.window and self.smoothed(i) >= target - 1e-9:
+                return line
+        return None
 
+    def swing(self):
+        late = [line["accuracy"] for line in self.metrics[len(self.metrics) // 2:]]
+        return sum(abs(a - b) for a, b in zip(late, late[1:])) / max(len(late) - 1, 1)
 
-def accuracy_at(metrics, seconds):
-    inside = [i for i, m in enumerate(metrics) if m["sim_seconds"] <= seconds]
-    return smoothed(metrics, inside[-1]) if inside else float("nan")
+    def slow_peak(self):
+        peaks = [peak for line in self.metrics
+                 for kind, peak in zip(line["device_classes"], line["device_peak_bytes"])
+                 if kind == "slow"]
+        return sum(peaks) / len(peaks) if peaks else float("nan")
 
-
-def sent(metrics):
-    return metrics["bytes_up"] + metrics["bytes_down"]
-
-
-def interval(values):
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, float("nan")
-    sd = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
-    return mean, T95[len(values) - 1] * sd / math.sqrt(len(values))
+    def gain_noise(self):
+        """Standard deviation of the devices' gains within a round over their mean, pooled."""
+        squares = total = count = 0
+        for line in self.metrics:
+            gains = line["gains"]
+            if len(gains) < 2:
+                continue
+            mean = sum(gains) / len(gains)
+            squares += sum((gain - mean) ** 2 for gain in gains) / (len(gains) - 1)
+            total, count = total + mean, count + 1
+        return math.sqrt(squares / count) / (total / count) if count else float("nan")
 
 
 def text(values, unit=1.0, digits=3):
-    if not values:
+    if any(math.isnan(value) for value in values):
         return "-"
-    mean, half = interval([v / unit for v in values])
-    return f"{mean:.{digits}f} ± {half:.{digits}f}"
+    values = [value / unit for value in values]
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return f"{mean:.{digits}f}"
+    sd = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+    return f"{mean:.{digits}f} ± {T95[len(values) - 2] * sd / math.sqrt(len(values)):.{digits}f}"
+
+
+def to_target(runs, value):
+    """For each seed, the cost until fedlora's final accuracy over fedlora's own."""
+    shares = []
+    for run in runs:
+        if run.plain is None:
+            return "-"
+        target = run.plain.final()
+        mine, theirs = run.reach(target), run.plain.reach(target)
+        shares.append(f"{value(mine) / value(theirs):.2f}" if mine else "not reached")
+    return ", ".join(shares)
 
 
 def main():
@@ -114,54 +150,39 @@ def main():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each of --threads")
     args = parser.parse_args()
+    if len(args.seeds) > len(T95) + 1:
+        parser.error(f"--seeds: at most {len(T95) + 1}, got {len(args.seeds)}")
 
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         chains = [[(data, method, seed) for method in args.methods]
                   for data in args.datasets for seed in args.seeds]
-        list(pool.map(lambda chain: [run(args, *each) for each in chain], chains))
+        list(pool.map(lambda chain: [Run(args, *each) for each in chain], chains))
 
     lines = [f"Seeds {', '.join(map(str, args.seeds))}; first {args.train_rows} training and "
-             f"{args.test_rows} test rows; mean ± 95 % interval. Accuracies are means of three rounds; "
-             "swing is the mean step from round to round in the second half. Time and bytes to "
-             "target: until fedlora's final accuracy of the same seed is reached, as a share of "
-             "fedlora's own.", ""]
+             f"{args.test_rows} test rows; mean ± 95 % interval over the seeds. Accuracies are means over "
+             "the simulated time of three rounds of fedlora; swing is the mean step from round to round "
+             "in the second half. To target: until fedlora's final accuracy of the same seed, as a share "
+             "of what fedlora itself took, seed by seed. Memory is that of training, without the model's "
+             "weights. Noise: standard deviation over mean of the gains of one round's devices.", ""]
     for data in args.datasets:
         lines += [f"### {data}", "",
-                  "| | accuracy at 1/4 | 1/2 | all of fedlora's time | own texts | swing | time to "
-                  "target | bytes to target | peak MB | slow devices, mean |",
-                  "|---" * 10 + "|"]
-        runs = {m: [run(args, data, m, seed) for seed in args.seeds] for m in args.methods}
+                  "| | accuracy at 1/4 of fedlora's time | 1/2 | all | own texts | swing | time to target "
+                  "| bytes to target | peak MB | slow devices, mean MB | noise |", "|---" * 11 + "|"]
         for method in args.methods:
-            finals = [s["final_accuracy"] for s, _ in runs[method]]
+            runs = [Run(args, data, method, seed) for seed in args.seeds]
             early = ["-", "-"]
-            if "fedlora" in runs and not set(METHODS[method]) & set(CENTRAL[:1]):
-                early = [text([accuracy_at(mine, share * plain[-1]["sim_seconds"])
-                               for (_, mine), (_, plain) in zip(runs[method], runs["fedlora"])])
-                         for share in (0.25, 0.5)]
-            own = [s["final_personal_accuracy"] for s, _ in runs[method]]
-            swings = []
-            for _, metrics in runs[method]:
-                late = [m["accuracy"] for m in metrics[len(metrics) // 2:]]
-                swings.append(sum(abs(a - b) for a, b in zip(late, late[1:])) / max(len(late) - 1, 1))
-            ratios, sizes, missed = [], [], 0
-            if "fedlora" in runs and method.startswith("droppeft"):
-                for (_, mine), (plain, theirs) in zip(runs[method], runs["fedlora"]):
-                    target = plain["final_accuracy"]
-                    ours, reference = at_target(mine, target), at_target(theirs, target)
-                    if ours is None or reference is None:
-                        missed += 1
-                    else:
-                        ratios.append(ours["sim_seconds"] / reference["sim_seconds"])
-                        sizes.append(sent(ours) / sent(reference))
-            late = f" ({missed} not reached)" if missed else ""
-            ratio, size = (text(each, 1, 2) + late if method.startswith("droppeft") else "-"
-                           for each in (ratios, sizes))
-            summaries = [s for s, _ in runs[method]]
-            lines.append(
-                f"| {method} | {early[0]} | {early[1]} | {text(finals)} | {text(own)} | {text(swings)} | "
-                f"{ratio} | {size} | "
-                f"{text([s['peak_bytes'] for s in summaries], 1e6, 1)} | "
-                f"{text([s['slow_peak_bytes'] for s in summaries], 1e6, 1)} |")
+            if "--clients" not in METHODS[method]:
+                early = [text([run.at(share * (run.plain or run).metrics[-1]["sim_seconds"])
+                               for run in runs]) for share in (0.25, 0.5)]
+            lines.append("| " + " | ".join([
+                method, *early, text([run.final() for run in runs]),
+                text([run.final("personal_accuracy") for run in runs]),
+                text([run.swing() for run in runs]),
+                to_target(runs, lambda line: line["sim_seconds"]),
+                to_target(runs, lambda line: line["bytes_up"] + line["bytes_down"]),
+                text([run.metrics[-1]["peak_bytes"] for run in runs], 1e6, 1),
+                text([run.slow_peak() for run in runs], 1e6, 1),
+                text([run.gain_noise() for run in runs], 1, 1)]) + " |")
         lines.append("")
     report = "\n".join(lines)
     (args.out / "learning.md").write_text(report + "\n")

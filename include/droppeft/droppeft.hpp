@@ -17,6 +17,7 @@
 #include "droppeft/dropout/layer_dropout.hpp"
 #include "droppeft/dropout/layer_stack.hpp"
 #include "droppeft/dropout/rate_schedule.hpp"
+#include "droppeft/federated/aggregator.hpp"
 #include "droppeft/federated/agreement.hpp"
 #include "droppeft/federated/fedavg.hpp"
 #include "droppeft/federated/layer_sharing.hpp"

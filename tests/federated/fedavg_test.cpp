@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "droppeft/federated/aggregator.hpp"
 #include "support.hpp"
 
 namespace {
@@ -56,7 +57,37 @@ bool same(const State& a, const State& b) {
   });
 }
 
+// A user's own: the last client wins.
+class Newest {
+ public:
+  void add(const State& state, double) {
+    value_ = value_.updated(state.clone());
+    ++clients_;
+  }
+  void add(std::span<const State> states, std::span<const double> weights) {
+    for (std::size_t i = 0; i < states.size(); ++i) add(states[i], weights[i]);
+  }
+  State value() const { return value_; }
+  std::size_t clients() const { return clients_; }
+
+ private:
+  State value_;
+  std::size_t clients_ = 0;
+};
+
+/// A server round of any aggregator.
+State server_round(droppeft::Aggregator auto aggregator, const Clients& clients) {
+  aggregator.add(clients.states, clients.weights);
+  return aggregator.value();
+}
+
 }  // namespace
+
+TEST_CASE("a server takes any aggregator") {
+  const auto clients = example(4);
+  CHECK(same(server_round(FedAvg(), clients), average_of(clients)));
+  CHECK(torch::equal(server_round(Newest(), clients).at("all"), clients.states[3].at("all")));
+}
 
 TEST_CASE("the mean is sum_k n_k w_k / sum_k n_k") {
   FedAvg average;

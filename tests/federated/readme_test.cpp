@@ -7,13 +7,13 @@
 #include <utility>
 #include <vector>
 
-#include "droppeft/bandit/thompson.hpp"
-#include "droppeft/configurator.hpp"
 #include "droppeft/core/module.hpp"
 #include "droppeft/core/state.hpp"
 #include "droppeft/dropout/layer_dropout.hpp"
 #include "droppeft/federated/agreement.hpp"
 #include "droppeft/federated/fedavg.hpp"
+#include "droppeft/federated/pace.hpp"
+#include "droppeft/pace_configurator.hpp"
 #include "support.hpp"
 
 namespace dp = droppeft;
@@ -40,6 +40,7 @@ TEST_CASE("the federation of the README learns") {
     devices.back().y = devices.back().x.mm(truth);
   }
   const std::vector<double> examples(devices.size(), 40);
+  const std::vector<dp::RoundCost> costs{{9, 1}, {3, 1}, {1, 1}, {1, 1}};
   const auto loss_on = [&](const Device& device) {
     return at::mse_loss(model->forward(device.x), device.y);
   };
@@ -50,7 +51,6 @@ TEST_CASE("the federation of the README learns") {
       loss_on(device).backward();
       optimizer.step();
     }
-    return 1.0;
   };
   const auto loss = [&] {
     const torch::NoGradGuard no_grad;
@@ -64,30 +64,29 @@ TEST_CASE("the federation of the README learns") {
   dp::State global = dp::trainable_state(*model);
 
   // clang-format off
-  dp::SelectorConfigurator chooser(dp::ThompsonSelector(dp::configurations().size()));
+  dp::PaceConfigurator chooser;
   for (int round = 0; round < rounds; ++round) {
-    const auto assignments = chooser.assign(devices.size());
+    const double deadline = dp::round_seconds(costs, chooser.choose(costs));  // costs: seconds of each device
+    std::vector<double> rates;
     std::vector<dp::State> updates;
-    std::vector<double> seconds;
     dp::FedAvg average;
     for (std::size_t i = 0; i < devices.size(); ++i) {
+      rates.push_back(costs[i].drop_rate(deadline));  // slow devices drop layers, the fast need not
       dp::load_state(*model, global);
-      dp::set_drop_rates(*model, assignments[i].configuration.drop_rates(layers));
-      seconds.push_back(train(model, devices[i]));  // your own loop; its time over that at full depth
-      const auto trained = dp::trainable_state(*model);
+      dp::set_drop_rates(*model, dp::drop_rates(dp::RateShape::uniform, layers, rates[i]));
+      train(model, devices[i]);  // your own loop
+      const dp::State trained = dp::trainable_state(*model);
       average.add(trained, examples[i]);
       updates.push_back(trained - global);
     }
-    const auto gains = dp::agreement(updates, examples);  // what each device added to the others' way
-    for (std::size_t i = 0; i < devices.size(); ++i) chooser.report(assignments[i], gains[i], seconds[i]);
-    chooser.finish_round();
+    chooser.report(rates, dp::agreement(updates, examples));  // how far each went the way of the others
     global = global.updated(average.value());
   }
   // clang-format on
 
   dp::load_state(*model, global);
   CHECK(loss() < 0.5 * before);
-  std::uint64_t plays = 0;
-  for (const dp::Estimate& estimate : chooser.estimates()) plays += estimate.plays;
-  CHECK(plays == 30 * devices.size());
+  double reports = 0;
+  for (const auto& belief : chooser.beliefs()) reports += belief.reports;
+  CHECK(reports > 50);
 }
