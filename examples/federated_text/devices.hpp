@@ -68,8 +68,8 @@ inline std::vector<Device> make_devices(const TextData& data, std::size_t count,
                                         const droppeft::Stream& stream) {
   least += held;
   droppeft::check(least <= data.train.size() / count, "--clients: ", count, " devices need ", least,
-                  " training rows each (two of --batch, and ", held,
-                  " held back), but there are only ", data.train.size());
+                  " training rows each (two of --batch, and those held back), but there are only ",
+                  data.train.size());
   droppeft::Stream numbers = stream.fold(0);
   std::vector<std::vector<double>> shares;
   for (std::size_t label = 0; label < data.labels.size(); ++label) {

@@ -65,7 +65,7 @@ Settings parse(CLI::App& app, int argc, char** argv) {
          "times the log of the device's class shares, added to the logits in training; 0: none");
   option("--drop-rate", s.drop_rate,
          "mean share of layers dropped, in [0, 0.95], with --pace round by the slowest device and "
-         "less by the others; auto: a bandit's choice");
+         "less by the others; auto: what --selector chooses");
   option("--gate", s.gate,
          "fixed: k layers a step; bernoulli: each layer by itself, as in the paper");
   option(
@@ -106,6 +106,15 @@ Settings parse(CLI::App& app, int argc, char** argv) {
   one_of("--method", s.method, {"droppeft", "fedlora"});
   check(!s.compare || app.count("--method") == 0,
         "--compare plays both methods and cannot be given with --method ", s.method);
+  const auto without_effect = [&](const std::vector<const char*>& names, const std::string& why) {
+    for (const char* name : names)
+      check(app.count(name) == 0, name, " has no effect with ", why, ": leave one of them out");
+  };
+  if (s.method == "fedlora" && !s.compare)
+    without_effect({"--drop-rate", "--gate", "--pace", "--selector", "--reward"},
+                   "--method fedlora");
+  if (s.drop_rate != "auto")
+    without_effect({"--selector", "--reward"}, "--drop-rate " + s.drop_rate);
   check(!s.resume || !s.overwrite, "--resume and --overwrite exclude each other");
   one_of("--pace", s.pace, {"round", "device"});
   one_of("--gate", s.gate, {"fixed", "bernoulli"});

@@ -41,10 +41,10 @@ struct PaceOptions {
 ///
 /// A round whose devices drop at rates r_i gains in proportion to sum_i g(r_i), g falling from g(0)
 /// = 1, and lasts T(p) = round_seconds(costs, p) at the pace p. T is known before the round; only g
-/// is learned. choose() draws g from what is believed of it (Thompson
-/// sampling) and takes the p of `rates` with the highest sum_i g(r_i(p)) / T(p). So even the first
-/// rounds are spent well: a bandit that learns gains per second from nothing pays for its
-/// exploring in rounds that wait for slow devices.
+/// is learned. choose() draws g from what is believed of it (Thompson sampling) and takes the p of
+/// `rates` with the highest sum_i g(r_i(p)) / T(p). So even the first rounds are spent well: a
+/// bandit that learns gains per second from nothing pays for its exploring in rounds that wait for
+/// slow devices.
 ///
 /// Belief: g at each of `rates` is normal with mean (n0 (1 - r) + sum x) / (n0 + n) and standard
 /// deviation noise_sd / sqrt(n0 + n), where n reports x count for the nearest rate, discounted, and
