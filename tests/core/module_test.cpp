@@ -252,8 +252,18 @@ TEST_CASE("what LibTorch cannot clone is refused") {
   CHECK_THROWS_WITH_AS(droppeft::clone(Plain()), doctest::Contains("PlainImpl"), Throws);
   CHECK_THROWS_WITH_AS(droppeft::clone(std::shared_ptr<PlainImpl>()), "clone: the module is empty",
                        Throws);
+}
+
+TEST_CASE("a Sequential of named modules is cloned with its names, or refused by them") {
   const nn::Sequential named({{"first", nn::AnyModule(nn::Linear(2, 2))}});
-  CHECK_THROWS_WITH_AS(droppeft::clone(named), doctest::Contains("lacks 'first.weight'"), Throws);
+  // LibTorch 2.11 loses the names, 2.15 keeps them.
+  try {
+    const auto copy = droppeft::clone(named);
+    CHECK(torch::equal(copy->named_parameters()["first.weight"],
+                       named->named_parameters()["first.weight"]));
+  } catch (const Throws& error) {
+    CHECK(std::string(error.what()).find("lacks 'first.weight'") != std::string::npos);
+  }
 }
 
 TEST_CASE("freeze stops and restarts training, and the counts follow") {

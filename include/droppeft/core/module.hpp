@@ -113,9 +113,10 @@ inline std::string unclonable(const torch::nn::Module& module) {
 ///
 /// Works for whatever torch's own `clone()` works for: a module's `reset()` must register all of
 /// its parameters, buffers and children. Throws std::invalid_argument naming the part that cannot
-/// be cloned, or the tensor that the copy lacks or shares; also for a Sequential of named modules,
-/// whose names LibTorch loses. A module registered twice is two modules in the copy. Not for
-/// simulating many devices over one frozen base: load each device's State into one model instead.
+/// be cloned, or the tensor that the copy lacks or shares; also for a Sequential of named modules
+/// where LibTorch loses their names (2.11 does, 2.15 does not). A module registered twice is two
+/// modules in the copy. Not for simulating many devices over one frozen base: load each device's
+/// State into one model instead.
 template <class Impl>
 std::shared_ptr<Impl> clone(const std::shared_ptr<Impl>& module) {
   check(module != nullptr, "clone: the module is empty");
