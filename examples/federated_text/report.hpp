@@ -180,7 +180,7 @@ inline void draw(const std::filesystem::path& path, const std::vector<Run>& runs
          << "set arrow 2 from -0.6,100 to 2.6,100 nohead dt 2 lc '#999999'\n$bars << EOD\n";
     bar(0, share_at_target([](const RoundMetrics& at) { return at.sim_seconds; }),
         "time to\\ntarget");
-    bar(1, share(slow_peak_bytes), "training memory,\\nslow devices");
+    bar(1, share(slow_peak_bytes), "memory,\\nslow devices");
     bar(2, share_at_target([](const RoundMetrics& at) {
           return static_cast<double>(at.bytes_up + at.bytes_down);
         }),
