@@ -207,7 +207,7 @@ class RoundRewards {
   nlohmann::json save() const {
     auto reports = nlohmann::json::array();
     for (const auto& [ticket, gain, seconds] : reports_)
-      reports.push_back({ticket.id, ticket.arm, gain, seconds});
+      reports.push_back({ticket.id, ticket.arm, ticket.probability, gain, seconds});
     auto recent = nlohmann::json::array();
     for (const auto& [round, value] : recent_) recent.push_back({round, value});
     return {{"window", window_},
@@ -227,9 +227,10 @@ class RoundRewards {
     for (std::size_t i = 0; i < reports.size(); ++i) {
       const Saved report = reports.at(i);
       loaded.reports_.push_back({{report.at(0).integer(max_id),
-                                  static_cast<std::size_t>(report.at(1).integer(arm_limit - 1))},
-                                 report.at(2).number(-limit, limit),
-                                 report.at(3).number(1 / limit, limit)});
+                                  static_cast<std::size_t>(report.at(1).integer(arm_limit - 1)),
+                                  report.at(2).number(0, 1)},
+                                 report.at(3).number(-limit, limit),
+                                 report.at(4).number(1 / limit, limit)});
     }
     const Saved recent = saved["recent"];
     for (std::size_t i = 0; i < recent.size(); ++i)
@@ -341,13 +342,13 @@ class SelectorConfigurator {
     std::vector<Estimate> estimates;
     for (std::size_t arm = 0; arm < grid_.size(); ++arm) {
       const ArmRecord record = selector_.record(arm);
-      estimates.push_back({grid_[arm], record.plays, record.mean()});
+      estimates.push_back({grid_[arm], static_cast<std::uint64_t>(record.plays), record.mean()});
     }
     return estimates;
   }
 
   nlohmann::json save() const {
-    return {{"version", 2},
+    return {{"version", 3},
             {"grid", save_grid()},
             {"selector", selector_.save()},
             {"rewards", rewards_.save()}};
@@ -356,7 +357,7 @@ class SelectorConfigurator {
   /// Goes on from a saved state with the same grid, window and kind of selector.
   void load(const nlohmann::json& state) {
     const Saved saved(state, "SelectorConfigurator");
-    saved["version"].expect(2);
+    saved["version"].expect(3);
     saved["grid"].expect(save_grid());
     S selector = selector_;
     selector.load(saved["selector"].json());
@@ -446,7 +447,7 @@ class PopulationConfigurator {
         return std::pair(tried, each.turn);
       });
       next.turn = ++turns_;
-      const Ticket ticket{turns_, next.number};
+      const Ticket ticket{turns_, next.number, 0};
       rewards_.open(ticket);
       assignments.push_back({ticket, next.configuration});
     }
@@ -505,7 +506,7 @@ class PopulationConfigurator {
                             {"turn", candidate.turn},
                             {"rewards", rewards}});
     }
-    return {{"version", 2},
+    return {{"version", 3},
             {"settings", settings()},
             {"stream", stream_.state()},
             {"turns", turns_},
@@ -518,7 +519,7 @@ class PopulationConfigurator {
   /// Goes on from a saved state with the same options, the stream aside.
   void load(const nlohmann::json& state) {
     const Saved saved(state, "PopulationConfigurator");
-    saved["version"].expect(2);
+    saved["version"].expect(3);
     saved["settings"].expect(settings());
     PopulationConfigurator loaded(options_);
     loaded.stream_ = saved["stream"].stream();

@@ -314,12 +314,12 @@ TEST_CASE_TEMPLATE("a state that is corrupted is refused and the configurator st
     CHECK_THROWS_AS(other.load(bad), std::runtime_error);
     CHECK(other.save() == before);
   };
-  refuses("/version", 1);
+  refuses("/version", 2);
   refuses("/rewards/window", 99);
   refuses("/rewards/round", "one");
   refuses("/rewards/open/0/0", -1);
-  refuses("/rewards/reports/0/3", 0);
-  refuses("/rewards/reports/0/2", nullptr);
+  refuses("/rewards/reports/0/4", 0);
+  refuses("/rewards/reports/0/3", nullptr);
   refuses("/rewards/recent/0", nlohmann::json::array());
   if constexpr (std::is_same_v<C, PopulationConfigurator>) {
     refuses("/settings/epsilon", 0.5);
@@ -335,8 +335,8 @@ TEST_CASE_TEMPLATE("a state that is corrupted is refused and the configurator st
     refuses("/generation", 1000);
   } else {
     refuses("/grid/0/mean_rate", 0.1);
-    refuses("/selector/arms", 9);
-    refuses("/selector/stream/0", -3);
+    refuses("/selector/chooser/arms", 9);
+    refuses("/selector/chooser/stream/0", -3);
     refuses("/rewards/open", nlohmann::json::array());
     refuses("/rewards/open/0/0", good["rewards"]["open"][0][0].template get<int>() + 1);
   }

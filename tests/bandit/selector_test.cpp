@@ -10,30 +10,40 @@
 #include <set>
 #include <stdexcept>
 #include <string_view>
+#include <thread>
+#include <tuple>
 #include <utility>
 #include <vector>
 
+#include "droppeft/bandit/epsilon_greedy.hpp"
+#include "droppeft/bandit/exp3.hpp"
+#include "droppeft/bandit/kl_ucb.hpp"
+#include "droppeft/bandit/locked.hpp"
+#include "droppeft/bandit/moss.hpp"
+#include "droppeft/bandit/softmax.hpp"
 #include "droppeft/bandit/thompson.hpp"
 #include "droppeft/bandit/ucb.hpp"
+#include "droppeft/bandit/ucb_tuned.hpp"
+#include "droppeft/bandit/ucb_v.hpp"
 #include "droppeft/random/stream.hpp"
+#include "laws.hpp"
 
 using namespace droppeft;
 
 namespace {
 
-// A policy written by a user: explore with a fixed probability, else be greedy.
-struct EpsilonGreedy {
-  double epsilon = 0.1;
+// A policy written by a user: the highest mean, and now and then another arm.
+struct Restless {
+  double share = 0.1;
 
-  static constexpr std::string_view name = "epsilon_greedy";
+  static constexpr std::string_view name = "restless";
   static constexpr double min_reward = 0;
   static constexpr double max_reward = 1;
 
-  void validate() const { check(epsilon >= 0 && epsilon <= 1, "EpsilonGreedy: epsilon"); }
-  nlohmann::json settings() const { return {{"epsilon", epsilon}}; }
-  double observe(double reward, Stream&) const { return reward; }
-  auto scorer(const ArmRecord& total, Stream& stream) const {
-    return [mean = total.mean(), explore = stream.uniform() < epsilon](const ArmRecord& arm) {
+  void validate() const { check(share >= 0 && share <= 1, "Restless: share"); }
+  nlohmann::json settings() const { return {{"share", share}}; }
+  auto scorer(const ArmTotals& totals, Stream& stream) const {
+    return [mean = totals.mean(), explore = stream.uniform() < share](const ArmRecord& arm) {
       return explore ? 0.0 : arm.mean(mean);
     };
   }
@@ -66,8 +76,8 @@ class RoundRobin {
 };
 static_assert(Selector<RoundRobin>);
 
-using EpsilonGreedySelector = BanditSelector<EpsilonGreedy>;
-static_assert(Selector<EpsilonGreedySelector> && Selector<UcbSelector> &&
+using RestlessSelector = BanditSelector<Restless>;
+static_assert(Selector<RestlessSelector> && Selector<UcbSelector> &&
               Selector<BetaThompsonSelector> && Selector<GaussianThompsonSelector>);
 
 double payout(std::size_t arm, Stream& world) {
@@ -96,8 +106,7 @@ std::vector<std::size_t> play(S& selector, Stream& world, std::vector<Ticket>& o
 }  // namespace
 
 TEST_CASE_TEMPLATE("every arm is tried first, also when all plays are chosen before any answer", S,
-                   UcbSelector, BetaThompsonSelector, GaussianThompsonSelector,
-                   EpsilonGreedySelector) {
+                   UcbSelector, BetaThompsonSelector, GaussianThompsonSelector, RestlessSelector) {
   std::set<std::vector<std::size_t>> orders;
   for (std::uint64_t seed = 0; seed < 20; ++seed) {
     S selector(5, {.stream = Stream(seed)});
@@ -193,7 +202,7 @@ TEST_CASE("ties are broken evenly") {
 }
 
 TEST_CASE("a window counts the last rewards only") {
-  UcbSelector selector(2, {.window = 4});
+  GaussianThompsonSelector selector(2, {.window = 4});
   std::vector<std::pair<std::size_t, double>> history;
   Stream world(3);
   for (int i = 0; i < 50; ++i) {
@@ -203,7 +212,7 @@ TEST_CASE("a window counts the last rewards only") {
     selector.update(ticket, reward);
     history.emplace_back(ticket.arm, reward);
     for (std::size_t arm = 0; arm < 2; ++arm) {
-      std::uint64_t plays = 0;
+      double plays = 0;
       double sum = 0;
       for (std::size_t j = history.size() - std::min<std::size_t>(4, history.size());
            j < history.size(); ++j)
@@ -212,7 +221,7 @@ TEST_CASE("a window counts the last rewards only") {
           sum += history[j].second;
         }
       CHECK(selector.record(arm).plays == plays);
-      CHECK(selector.record(arm).sum == sum);
+      CHECK(selector.record(arm).sum == doctest::Approx(sum).epsilon(1e-14));
     }
   }
 }
@@ -235,15 +244,26 @@ TEST_CASE("with a window a selector follows rewards that change, without one it 
 }
 
 TEST_CASE_TEMPLATE("a selector that was saved and loaded goes on bit for bit", S, UcbSelector,
-                   BetaThompsonSelector, GaussianThompsonSelector, EpsilonGreedySelector) {
-  for (const std::size_t window : {0U, 7U, 64U}) {
+                   UcbVSelector, UcbTunedSelector, MossSelector, KlUcbSelector,
+                   GaussianKlUcbSelector, BetaThompsonSelector, GaussianThompsonSelector,
+                   NormalInverseGammaThompsonSelector, EpsilonGreedySelector, SoftmaxSelector,
+                   Exp3Selector, RestlessSelector) {
+  static_assert(Selector<S>);
+  for (const auto& [window, discount, range] :
+       {std::tuple(0U, 1.0, RewardRange{}), std::tuple(7U, 1.0, RewardRange::unknown()),
+        std::tuple(64U, 1.0, RewardRange{-1, 2}), std::tuple(0U, 0.9, RewardRange{})}) {
     typename S::Options options;
     options.window = window;
+    options.discount = discount;
+    options.range = range;
     options.stream = Stream(0xFEDCBA9876543210).fold(0xFFFFFFFFFFFFFFFF);
     S undisturbed(6, options);
     Stream world(9);
     std::vector<Ticket> open;
     play(undisturbed, world, open, 101, 9);
+    undisturbed.add_arm();
+    undisturbed.retire(2);
+    play(undisturbed, world, open, 20, 9);
 
     options.stream = Stream(1);
     S resumed(6, options);
@@ -257,17 +277,27 @@ TEST_CASE_TEMPLATE("a selector that was saved and loaded goes on bit for bit", S
   }
 }
 
+TEST_CASE("a sum that rounding brought above its bound is loaded") {
+  UcbSelector selector(1, {.range = {0, 0.1}});
+  for (int i = 0; i < 15; ++i) selector.update(selector.select(), 0.1);
+  CHECK(selector.record(0).sum > 15 * 0.1);
+  UcbSelector loaded(1, {.range = {0, 0.1}});
+  loaded.load(selector.save());
+  CHECK(loaded.save() == selector.save());
+}
+
 TEST_CASE("the state of another selector is refused") {
   const auto state = UcbSelector(3).save();
-  CHECK_THROWS_WITH_AS(UcbSelector(4).load(state), "BanditSelector.arms must be 4, got 3",
+  CHECK_THROWS_WITH_AS(UcbSelector(4).load(state), "BanditSelector.chooser.arms must be 4, got 3",
                        std::runtime_error);
   CHECK_THROWS_WITH_AS(GaussianThompsonSelector(3).load(state),
-                       "BanditSelector.policy must be \"gaussian_thompson\", got \"ucb1\"",
+                       "BanditSelector.chooser.policy must be \"gaussian_thompson\", got \"ucb1\"",
                        std::runtime_error);
   CHECK_THROWS_WITH_AS(UcbSelector(3, {.policy = {.exploration = 1}}).load(state),
-                       doctest::Contains("BanditSelector.settings must be"), std::runtime_error);
+                       doctest::Contains("BanditSelector.chooser.settings must be"),
+                       std::runtime_error);
   CHECK_THROWS_WITH_AS(UcbSelector(3, {.window = 5}).load(state),
-                       doctest::Contains("BanditSelector.window"), std::runtime_error);
+                       doctest::Contains("BanditSelector.rewards.window"), std::runtime_error);
 }
 
 TEST_CASE("a corrupted state is refused and the selector stays as it was") {
@@ -286,27 +316,31 @@ TEST_CASE("a corrupted state is refused and the selector stays as it was") {
     CHECK_THROWS_AS(other.load(bad), std::runtime_error);
     CHECK(other.save() == before);
   };
-  refuses("/version", 2);
+  refuses("/version", 3);
   refuses("/version", nullptr);
-  refuses("/stream", {1, 2});
-  refuses("/stream", {1, 2, 3, 4});
-  refuses("/stream/1", -1);
-  refuses("/stream/1", 0.5);
-  refuses("/stream/1", "1");
-  refuses("/next_id", 0);
-  refuses("/next_id", nullptr);
-  refuses("/open/0/1", 3);
-  refuses("/open/1", good["open"][0]);
-  refuses("/open/0", 7);
-  refuses("/open", "none");
-  refuses("/records/0", {1e9, 0});
-  refuses("/records/0/0", 99);
-  refuses("/records/1/1", 0.5);
-  refuses("/records/1/1", nullptr);
-  refuses("/rewards/0/1", 2);
-  refuses("/rewards/0/0", 3);
-  refuses("/rewards/8", {0, 0});
-  refuses("/rewards", nlohmann::json::array());
+  refuses("/chooser/stream", {1, 2});
+  refuses("/chooser/stream", {1, 2, 3, 4});
+  refuses("/chooser/stream/1", -1);
+  refuses("/chooser/stream/1", 0.5);
+  refuses("/chooser/stream/1", "1");
+  refuses("/chooser/next_id", 0);
+  refuses("/chooser/next_id", nullptr);
+  refuses("/chooser/open/0/1", 3);
+  refuses("/chooser/open/0/2", 1.5);
+  refuses("/chooser/open/0", {7, 0});
+  refuses("/chooser/open/1", good["chooser"]["open"][0]);
+  refuses("/chooser/open/0", 7);
+  refuses("/chooser/open", "none");
+  refuses("/chooser/active/0", 3);
+  refuses("/chooser/active", {1, 0});
+  refuses("/range", {0, 2});
+  refuses("/rewards/window", 9);
+  refuses("/rewards/records/0", 99);
+  refuses("/rewards/records/0", nullptr);
+  refuses("/rewards/records", nlohmann::json::array());
+  refuses("/rewards/rewards/0/1", 2);
+  refuses("/rewards/rewards/0/0", 3);
+  refuses("/rewards/rewards/8", {0, 0});
   for (const auto& [key, value] : good.items()) {
     auto bad = good;
     bad.erase(key);
@@ -316,6 +350,129 @@ TEST_CASE("a corrupted state is refused and the selector stays as it was") {
     CHECK_THROWS_AS(other.load(bad), std::runtime_error);
   other.load(good);
   CHECK(other.save() == good);
+}
+
+TEST_CASE("an arm that is added is tried next, one that is retired never again") {
+  UcbSelector selector(2, {.stream = Stream(3)});
+  Stream world(1);
+  std::vector<Ticket> open;
+  play(selector, world, open, 50, 4);
+  CHECK(selector.add_arm() == 2);
+  CHECK(selector.select().arm == 2);
+
+  const Ticket late = selector.select();
+  selector.retire(late.arm);
+  CHECK(selector.arms() == 3);
+  CHECK_FALSE(selector.active(late.arm));
+  for (const std::size_t arm : play(selector, world, open, 50, 4)) CHECK(arm != late.arm);
+  const double plays = selector.record(late.arm).plays;
+  selector.update(late, 1);
+  CHECK(selector.record(late.arm).plays == plays + 1);
+  CHECK_THROWS_WITH_AS(selector.retire(late.arm), doctest::Contains("BanditSelector::retire: arm"),
+                       std::invalid_argument);
+  CHECK_THROWS_AS(selector.retire(3), std::invalid_argument);
+
+  for (std::size_t arm = 0; arm < 3; ++arm)
+    if (selector.active(arm)) selector.retire(arm);
+  CHECK_THROWS_WITH_AS(selector.select(), "BanditSelector::select: all arms are retired",
+                       std::invalid_argument);
+  CHECK(selector.add_arm() == 3);
+  CHECK(selector.select().arm == 3);
+}
+
+TEST_CASE("an arm that was added and retired without a play leaves no trace but its number") {
+  UcbSelector plain(4, {.stream = Stream(5)});
+  UcbSelector changed(4, {.stream = Stream(5)});
+  for (int i = 0; i < 200; ++i) {
+    if (i % 9 == 0) changed.retire(changed.add_arm());
+    const Ticket ticket = plain.select();
+    CHECK(changed.select() == ticket);
+    const double reward = laws::reward_of(ticket.arm, static_cast<std::size_t>(i));
+    plain.update(ticket, reward);
+    changed.update(ticket, reward);
+  }
+}
+
+TEST_CASE_TEMPLATE("a range that is not known is that of the rewards so far", S, UcbSelector,
+                   UcbVSelector, UcbTunedSelector, MossSelector, KlUcbSelector) {
+  // From the play that shows both ends on, the choices are those of the known range, whatever the
+  // unit: a factor of a power of two is exact.
+  S known(4, {.stream = Stream(7), .range = {0, 1}});
+  S unknown(4, {.stream = Stream(7), .range = RewardRange::unknown()});
+  for (std::size_t i = 0; i < 300; ++i) {
+    const Ticket ticket = known.select();
+    REQUIRE(unknown.select() == ticket);
+    const double reward = i < 2 ? static_cast<double>(i) : laws::reward_of(ticket.arm, i);
+    known.update(ticket, reward);
+    unknown.update(ticket, 1024 * reward);
+  }
+  const Ticket ticket = unknown.select();
+  CHECK_THROWS_AS(unknown.update(ticket, std::nan("")), std::invalid_argument);
+}
+
+TEST_CASE("wrong ranges, windows and discounts are refused") {
+  using Options = UcbSelector::Options;
+  const double nan = std::nan(""), infinity = std::numeric_limits<double>::infinity();
+  for (const RewardRange range :
+       {RewardRange{1, 1}, RewardRange{2, 1}, RewardRange{0, nan}, RewardRange{nan, 1},
+        RewardRange{0, infinity}, RewardRange{-infinity, 0}, RewardRange{0, 1e101}}) {
+    Options options;
+    options.range = range;
+    CHECK_THROWS_WITH_AS(UcbSelector(2, options),
+                         doctest::Contains("BanditSelector: range must be"), std::invalid_argument);
+  }
+  for (const double discount : {0.0, -1.0, 1.01, nan})
+    CHECK_THROWS_WITH_AS(UcbSelector(2, {.discount = discount}),
+                         doctest::Contains("discount must be in (0, 1], got"),
+                         std::invalid_argument);
+  CHECK_THROWS_WITH_AS(UcbSelector(2, {.window = 5, .discount = 0.9}),
+                       doctest::Contains("exclude each other"), std::invalid_argument);
+  UcbSelector selector(2, {.range = {-2, 3}});
+  const Ticket ticket = selector.select();
+  CHECK_THROWS_WITH_AS(selector.update(ticket, 3.5),
+                       "BanditSelector::update (ucb1): reward must be in [-2, 3], got 3.5",
+                       std::invalid_argument);
+}
+
+TEST_CASE("with a discount a selector follows rewards that change") {
+  GaussianThompsonSelector selector(2, {.stream = Stream(4), .discount = 0.98});
+  Stream world(5);
+  int good = 0;
+  for (int i = 0; i < 3000; ++i) {
+    const Ticket ticket = selector.select();
+    const std::size_t best = i < 2000 ? 0 : 1;
+    if (i >= 2500) good += ticket.arm == best;
+    selector.update(ticket, world.uniform() < (ticket.arm == best ? 0.8 : 0.3) ? 1 : 0);
+  }
+  CHECK(good / 500.0 > 0.75);
+}
+
+TEST_CASE("several threads may play one locked selector") {
+  LockedSelector selector(UcbSelector(5, {.stream = Stream(6)}));
+  static_assert(Selector<LockedSelector<UcbSelector>>);
+  std::vector<std::thread> threads;
+  for (int worker = 0; worker < 4; ++worker)
+    threads.emplace_back([&selector] {
+      for (int i = 0; i < 500; ++i) {
+        const Ticket ticket = selector.select();
+        if (i % 5 == 0)
+          selector.expire(ticket);
+        else
+          selector.update(ticket, 0.1 * static_cast<double>(ticket.arm));
+      }
+    });
+  for (std::thread& thread : threads) thread.join();
+  double plays = 0;
+  for (std::size_t arm = 0; arm < selector.arms(); ++arm) {
+    plays += selector.record(arm).plays;
+    CHECK(selector.record(arm).pending == 0);
+  }
+  CHECK(plays == 1600);
+  selector.with([](UcbSelector& inside) { inside.retire(0); });
+  CHECK_FALSE(selector.with([](const UcbSelector& inside) { return inside.active(0); }));
+  UcbSelector alone(5);
+  alone.load(selector.save());
+  CHECK(alone.save() == selector.save());
 }
 
 TEST_CASE("open tickets are found whatever the order of their ids") {

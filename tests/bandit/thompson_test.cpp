@@ -5,44 +5,29 @@
 #include <array>
 #include <boost/math/distributions/gamma.hpp>
 #include <boost/math/distributions/normal.hpp>
+#include <boost/math/distributions/students_t.hpp>
 #include <cmath>
 #include <cstddef>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
-#include <string>
 #include <vector>
 
 #include "droppeft/random/stream.hpp"
+#include "laws.hpp"
 
 using namespace droppeft;
 
 namespace {
-
-template <class S>
-double mean_regret(const std::array<double, 2>& means, int horizon, int runs) {
-  double total = 0;
-  for (int run = 0; run < runs; ++run) {
-    const Stream stream(static_cast<std::uint64_t>(run));
-    S selector(2, {.stream = stream});
-    Stream world = stream.fold(1);
-    for (int t = 0; t < horizon; ++t) {
-      const Ticket ticket = selector.select();
-      total += means[0] - means[ticket.arm];
-      selector.update(ticket, world.uniform() < means[ticket.arm] ? 1 : 0);
-    }
-  }
-  return total / runs;
-}
 
 // A selector that has seen the given records, and the share of its next choices that are arm 0.
 template <class S>
 double share_of_first(S selector, const std::vector<std::vector<double>>& rewards, int draws) {
   auto state = selector.save();
   for (std::size_t arm = 0; arm < rewards.size(); ++arm) {
-    double sum = 0;
-    for (const double reward : rewards[arm]) sum += reward;
-    state["records"][arm] = {rewards[arm].size(), sum};
+    ArmRecord record;
+    for (const double reward : rewards[arm]) record.add(reward);
+    state["rewards"]["records"][arm] = {record.plays, record.sum, record.deviations};
   }
   selector.load(state);
   int first = 0;
@@ -79,6 +64,36 @@ TEST_CASE("Gaussian sampling chooses with the probability that one posterior bea
   const double share = share_of_first(GaussianThompsonSelector(2, {.policy = policy}),
                                       {{0.4, 0.5, 0.6}, {0.7}}, draws);
   CHECK(std::abs(sigmas(share, expected, draws)) <= 5);
+}
+
+TEST_CASE("normal-inverse-gamma sampling draws from Student's t around the posterior mean") {
+  // With one arm certain, the share of the other is a value of its posterior's distribution
+  // function: Student's t with 2 a' degrees of freedom, scale sqrt(b' / (a' k')).
+  const int draws = 40000;
+  const NormalInverseGammaThompson policy{
+      .prior_mean = 0.2, .prior_plays = 2, .shape = 1.5, .scale = 0.3};
+  const std::vector<double> rewards{0.4, 0.5, 0.9};
+  const double mean = (2 * 0.2 + 1.8) / 5;
+  const double b = 0.3 + (0.04 + 0.01 + 0.09) / 2 + 2 * 3 * 0.16 / (2 * 5);
+  const double width = std::sqrt(b / (3 * 5));
+  const double certain = 0.6;
+  const double expected = boost::math::cdf(
+      boost::math::complement(boost::math::students_t(6), (certain - mean) / width));
+  NormalInverseGammaThompsonSelector selector(2, {.policy = policy});
+  auto state = selector.save();
+  ArmRecord record;
+  for (const double reward : rewards) record.add(reward);
+  state["rewards"]["records"][0] = {record.plays, record.sum, record.deviations};
+  // So many plays of .6 that the prior is nothing.
+  state["rewards"]["records"][1] = {1e15, 0.6e15, 0};
+  selector.load(state);
+  int first = 0;
+  for (int i = 0; i < draws; ++i) {
+    const Ticket ticket = selector.select();
+    first += ticket.arm == 0;
+    selector.expire(ticket);
+  }
+  CHECK(std::abs(sigmas(static_cast<double>(first) / draws, expected, draws)) <= 5);
 }
 
 TEST_CASE("gamma numbers have the mean, the variance and the share below the mean of their law") {
@@ -158,7 +173,7 @@ TEST_CASE("the regret of Beta sampling stays below the bound of its analysts") {
   const int horizon = 20000;
   const double gap = 0.5;
   const double bound = 40 * std::log(horizon) / gap + 48 / (gap * gap * gap) + 18 * gap;
-  const double regret = mean_regret<BetaThompsonSelector>({0.8, 0.3}, horizon, 5);
+  const double regret = laws::regret<BetaThompsonSelector>({0.8, 0.3}, horizon, 5);
   CHECK(regret <= bound);
   CHECK(bound < horizon * gap / 2);
 }
@@ -168,8 +183,9 @@ TEST_CASE("sampling policies play a bad arm at most five times as often as they 
   const int horizon = 5000;
   const double kl = 0.5 * std::log(0.5 / 0.7) + 0.5 * std::log(0.5 / 0.3);
   const double least = 0.2 * std::log(horizon) / kl;
-  CHECK(mean_regret<BetaThompsonSelector>({0.7, 0.5}, horizon, 10) <= 5 * least);
-  CHECK(mean_regret<GaussianThompsonSelector>({0.7, 0.5}, horizon, 10) <= 5 * least);
+  CHECK(laws::regret<BetaThompsonSelector>({0.7, 0.5}, horizon, 10) <= 5 * least);
+  CHECK(laws::regret<GaussianThompsonSelector>({0.7, 0.5}, horizon, 10) <= 5 * least);
+  CHECK(laws::regret<NormalInverseGammaThompsonSelector>({0.7, 0.5}, horizon, 10) <= 5 * least);
 }
 
 TEST_CASE("wrong settings of the sampling policies are refused") {
@@ -183,21 +199,17 @@ TEST_CASE("wrong settings of the sampling policies are refused") {
                          doctest::Contains("GaussianThompson: prior_sd"), std::invalid_argument);
     CHECK_THROWS_WITH_AS(GaussianThompsonSelector(2, {.policy = {.noise_sd = bad}}),
                          doctest::Contains("GaussianThompson: noise_sd"), std::invalid_argument);
+    using Nig = NormalInverseGammaThompson;
+    for (const Nig& policy : {Nig{.prior_plays = bad}, Nig{.shape = bad}, Nig{.scale = bad}})
+      CHECK_THROWS_WITH_AS(NormalInverseGammaThompsonSelector(2, {.policy = policy}),
+                           doctest::Contains("must be finite and > 0"), std::invalid_argument);
   }
   CHECK_THROWS_WITH_AS(GaussianThompsonSelector(2, {.policy = {.prior_mean = nan}}),
                        doctest::Contains("GaussianThompson: prior_mean"), std::invalid_argument);
 }
 
 TEST_CASE("golden choices of Thompson sampling: the same on every machine and standard library") {
-  const auto golden = [](auto selector) {
-    std::string arms;
-    for (int i = 0; i < 16; ++i) {
-      const Ticket ticket = selector.select();
-      arms += std::to_string(ticket.arm);
-      selector.update(ticket, 0.3 * static_cast<double>(ticket.arm));
-    }
-    return arms;
-  };
-  CHECK(golden(BetaThompsonSelector(3, {.stream = Stream(42)})) == "1201110111121222");
-  CHECK(golden(GaussianThompsonSelector(3, {.stream = Stream(42)})) == "1202012222110222");
+  CHECK(laws::golden<BetaThompsonSelector>() == "10200002002020222002002020222210");
+  CHECK(laws::golden<GaussianThompsonSelector>() == "10220022201000012202222201110110");
+  CHECK(laws::golden<NormalInverseGammaThompsonSelector>() == "10202102220020100001220101200201");
 }

@@ -4,59 +4,23 @@
 
 #include <array>
 #include <cmath>
-#include <cstddef>
 #include <limits>
 #include <numbers>
 #include <stdexcept>
-#include <string>
 #include <vector>
 
 #include "droppeft/random/stream.hpp"
+#include "laws.hpp"
 
 using namespace droppeft;
 
-namespace {
-
-// Deterministic rewards, different for every play, so that no two scores tie.
-double reward_of(std::size_t arm, std::uint64_t play) {
-  return std::fmod(0.618 * static_cast<double>(arm + 1) + 0.377 * static_cast<double>(play), 1.0);
-}
-
-std::vector<std::size_t> play_all_then(UcbSelector& selector, const std::vector<std::size_t>& names,
-                                       int steps, double scale, double shift) {
-  std::vector<std::size_t> arms;
-  for (int i = 0; i < steps; ++i) {
-    const Ticket ticket = selector.select();
-    const std::size_t name = names[ticket.arm];
-    selector.update(ticket, scale * reward_of(name, selector.record(ticket.arm).plays) + shift);
-    if (i >= static_cast<int>(names.size())) arms.push_back(name);
-  }
-  return arms;
-}
-
-}  // namespace
-
 TEST_CASE("UCB1 plays the arm with the highest mean + sqrt(c ln t / n)") {
-  const double c = 0.7;
-  UcbSelector selector(4, {.policy = {.exploration = c}});
-  std::vector<double> sums(4, 0.0);
-  std::vector<double> plays(4, 0.0);
-  for (int t = 0; t < 300; ++t) {
-    const Ticket ticket = selector.select();
-    if (t >= 4) {
-      std::size_t best = 0;
-      const auto score = [&](std::size_t arm) {
-        return sums[arm] / plays[arm] + std::sqrt(c * std::log(t) / plays[arm]);
-      };
-      for (std::size_t arm = 1; arm < 4; ++arm)
-        if (score(arm) > score(best)) best = arm;
-      CHECK(ticket.arm == best);
-    }
-    const double reward = reward_of(ticket.arm, static_cast<std::uint64_t>(plays[ticket.arm]));
-    selector.update(ticket, reward);
-    sums[ticket.arm] += reward;
-    ++plays[ticket.arm];
-  }
+  laws::plays_the_highest(
+      UcbSelector(4, {.policy = {.exploration = 0.7}}),
+      [](const std::vector<double>& rewards, double t, double) {
+        return laws::mean(rewards) +
+               std::sqrt(0.7 * std::log(t) / static_cast<double>(rewards.size()));
+      });
 }
 
 TEST_CASE("an open ticket counts as a play with the present mean") {
@@ -74,18 +38,9 @@ TEST_CASE("an open ticket counts as a play with the present mean") {
   CHECK(selector.record(0).mean() == 0.6);
 }
 
-TEST_CASE("renaming the arms renames the choices") {
-  UcbSelector plain(4, {.stream = Stream(1)});
-  UcbSelector renamed(4, {.stream = Stream(2)});
-  CHECK(play_all_then(plain, {0, 1, 2, 3}, 200, 1, 0) ==
-        play_all_then(renamed, {2, 0, 3, 1}, 200, 1, 0));
-}
-
-TEST_CASE("with rewards a r + b and exploration a^2 c the choices are the same") {
-  UcbSelector plain(4, {.policy = {.exploration = 0.5}});
-  UcbSelector scaled(4, {.policy = {.exploration = 8}});
-  CHECK(play_all_then(plain, {0, 1, 2, 3}, 200, 1, 0) ==
-        play_all_then(scaled, {0, 1, 2, 3}, 200, 4, -3));
+TEST_CASE("UCB1 obeys the laws of names and ranges") {
+  laws::follows_renaming<UcbSelector>();
+  laws::follows_the_range<UcbSelector>();
 }
 
 TEST_CASE("without exploration UCB1 is greedy") {
@@ -135,12 +90,5 @@ TEST_CASE("wrong settings of UCB1 are refused") {
 }
 
 TEST_CASE("golden choices of UCB1: the same on every machine and standard library") {
-  UcbSelector selector(3, {.stream = Stream(42)});
-  std::string arms;
-  for (int i = 0; i < 16; ++i) {
-    const Ticket ticket = selector.select();
-    arms += std::to_string(ticket.arm);
-    selector.update(ticket, ticket.arm == 1 ? 1 : 0);
-  }
-  CHECK(arms == "1201111201111111");
+  CHECK(laws::golden<UcbSelector>() == "10220012101202121020012101220121");
 }

@@ -1,0 +1,172 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <span>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "droppeft/bandit/arm_record.hpp"
+#include "droppeft/bandit/policy.hpp"
+#include "droppeft/bandit/saved.hpp"
+#include "droppeft/bandit/ticket.hpp"
+#include "droppeft/core/check.hpp"
+#include "droppeft/random/stream.hpp"
+
+namespace droppeft {
+
+/// The part of a selector that chooses: a policy, its random numbers, the arms that are active and
+/// the tickets that are open. For those who write a selector; `who` begins the messages.
+template <BanditPolicy Policy>
+class ArmChooser {
+ public:
+  /// arms >= 1, the policy's settings in their ranges; else std::invalid_argument.
+  ArmChooser(std::string_view who, std::size_t arms, const Policy& policy, Stream stream)
+      : who_(who), policy_(policy), stream_(stream), first_arms_(arms), arms_(arms) {
+    check(arms >= 1, who, ": arms must be at least 1, got ", arms);
+    policy_.validate();
+    for (std::size_t arm = 0; arm < arms; ++arm) active_.push_back(arm);
+  }
+
+  std::size_t arms() const { return arms_; }
+  bool active(std::size_t arm) const { return std::ranges::binary_search(active_, arm); }
+  const std::vector<Ticket>& open_tickets() const { return open_.tickets(); }
+
+  void check_arm(std::size_t arm) const {
+    check(arm < arms_, who_, ": arm must be below ", arms_, ", got ", arm);
+  }
+
+  void add_arm() { active_.push_back(arms_++); }
+
+  void retire(std::size_t arm) {
+    check(active(arm), who_, "::retire: arm ", arm,
+          " is not active: it was retired before, or never added");
+    active_.erase(std::ranges::lower_bound(active_, arm));
+  }
+
+  /// Opens a ticket for the arm to play; seen(arm) is its record in the unit of the policy.
+  template <class Seen>
+  Ticket select(const Seen& seen) {
+    check(!active_.empty(), who_, "::select: all arms are retired");
+    ArmTotals totals{active_.size()};
+    std::size_t unvisited = 0;
+    for (const std::size_t arm : active_) {
+      const ArmRecord record = seen(arm);
+      totals.plays += record.plays;
+      totals.pending += record.pending;
+      totals.sum += record.sum;
+      unvisited += record.visits() == 0;
+    }
+    Ticket ticket{next_id_, 0, 0};
+    if (unvisited > 0)
+      try_unvisited(ticket, unvisited, seen);
+    else
+      choose(ticket, totals, seen);
+    open_.open(ticket, who_);
+    ++next_id_;
+    return ticket;
+  }
+
+  void close(const Ticket& ticket, std::string_view call) { open_.close(ticket, call); }
+
+  /// What the policy counts for a reward in its own unit.
+  double observe(double reward, const Ticket& ticket) requires detail::Observing<Policy> {
+    return policy_.observe(reward, ticket, stream_);
+  }
+
+  nlohmann::json save() const {
+    return {{"policy", Policy::name}, {"settings", policy_.settings()},
+            {"arms", first_arms_},    {"stream", stream_.state()},
+            {"next_id", next_id_},    {"open", open_.save()},
+            {"all_arms", arms_},      {"active", active_}};
+  }
+
+  /// As saved by one with the same policy, settings and number of arms at the start.
+  void load(const Saved& saved) {
+    saved["policy"].expect(Policy::name);
+    saved["settings"].expect(policy_.settings());
+    saved["arms"].expect(first_arms_);
+    ArmChooser loaded(*this);
+    loaded.stream_ = saved["stream"].stream();
+    loaded.next_id_ = saved["next_id"].integer(OpenTickets::max_id);
+    loaded.arms_ = static_cast<std::size_t>(saved["all_arms"].integer());
+    require(loaded.arms_ >= first_arms_, who_, ".all_arms must be at least ", first_arms_, ", got ",
+            loaded.arms_);
+    loaded.open_.load(saved["open"], loaded.next_id_, loaded.arms_);
+    const Saved active = saved["active"];
+    loaded.active_.clear();
+    for (std::size_t i = 0; i < active.size(); ++i) {
+      loaded.active_.push_back(static_cast<std::size_t>(active.at(i).integer(loaded.arms_ - 1)));
+      require(i == 0 || loaded.active_[i - 1] < loaded.active_[i], who_,
+              ".active must ascend, got ", loaded.active_[i]);
+    }
+    *this = std::move(loaded);
+  }
+
+ private:
+  /// One of the arms without a visit, by lot. All arms being tried once, in random order, each
+  /// counts as if it had been chosen evenly.
+  template <class Seen>
+  void try_unvisited(Ticket& ticket, std::size_t unvisited, const Seen& seen) {
+    auto skip = static_cast<std::size_t>(stream_.uniform() * static_cast<double>(unvisited));
+    ticket.arm = *std::ranges::find_if(
+        active_, [&](std::size_t arm) { return seen(arm).visits() == 0 && skip-- == 0; });
+    ticket.probability = 1 / static_cast<double>(active_.size());
+  }
+
+  template <class Seen>
+  void choose(Ticket& ticket, const ArmTotals& totals, const Seen& seen) {
+    if constexpr (ScoringPolicy<Policy>) {
+      auto&& score = policy_.scorer(totals, stream_);
+      double best_score = -std::numeric_limits<double>::infinity();
+      std::uint32_t ties = 0;
+      for (const std::size_t arm : active_) {
+        const double arm_score = score(seen(arm));
+        if (arm_score > best_score) {
+          ticket.arm = arm;
+          best_score = arm_score;
+          ties = 1;
+        } else if (arm_score == best_score) {
+          ++ties;
+          if (stream_.uniform() * ties < 1) ticket.arm = arm;
+        }
+      }
+    } else {
+      seen_.clear();
+      for (const std::size_t arm : active_) seen_.push_back(seen(arm));
+      weights_.resize(active_.size());
+      policy_.weigh(totals, std::span<const ArmRecord>(seen_), std::span<double>(weights_));
+      draw(ticket);
+    }
+  }
+
+  void draw(Ticket& ticket) {
+    double sum = 0;
+    for (const double weight : weights_) sum += weight;
+    double left = stream_.uniform() * sum;
+    std::size_t chosen = 0;
+    for (std::size_t i = 0; i < weights_.size(); ++i) {
+      if (weights_[i] == 0) continue;
+      chosen = i;
+      if ((left -= weights_[i]) < 0) break;
+    }
+    ticket.arm = active_[chosen];
+    ticket.probability = weights_[chosen] / sum;
+  }
+
+  std::string_view who_;
+  Policy policy_;
+  Stream stream_;
+  std::size_t first_arms_, arms_;
+  std::uint64_t next_id_ = 0;
+  OpenTickets open_;
+  std::vector<std::size_t> active_;  // ascending
+  std::vector<ArmRecord> seen_;      // scratch of a drawing policy
+  std::vector<double> weights_;
+};
+
+}  // namespace droppeft
