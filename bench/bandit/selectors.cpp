@@ -9,6 +9,7 @@
 #include <droppeft/bandit/epsilon_greedy.hpp>
 #include <droppeft/bandit/exp3.hpp>
 #include <droppeft/bandit/kl_ucb.hpp>
+#include <droppeft/bandit/linear.hpp>
 #include <droppeft/bandit/moss.hpp>
 #include <droppeft/bandit/softmax.hpp>
 #include <droppeft/bandit/thompson.hpp>
@@ -97,6 +98,34 @@ void add(const std::string& name, double asked_10, double asked_100,
   }
 }
 
+/// With 10 arms and contexts of 16 numbers.
+template <class S>
+void add_linear(const std::string& name) {
+  constexpr std::size_t arms = 10, dimension = 16, contexts = 256;
+  std::vector<double> numbers;
+  Stream stream(2);
+  while (numbers.size() < contexts * dimension) numbers.push_back(stream.uniform() - 0.5);
+  const auto play = [numbers](S& selector, std::size_t count) {
+    for (std::size_t i = 0; i < count; ++i) {
+      const double* context = numbers.data() + i % contexts * dimension;
+      const Ticket ticket = selector.select({context, dimension});
+      selector.update(ticket, context[ticket.arm]);
+    }
+  };
+  const std::string row = "selectors/" + name;
+  S warm(arms, dimension);
+  play(warm, warm_plays);
+  const std::size_t before = allocations;
+  play(warm, plays);
+  const auto allocated = static_cast<double>(allocations - before);
+  rows.push_back({row, 5000, allocated / plays});
+  add_row(row, repetitions, [=](benchmark::State& state, const std::string& its_row) {
+    S selector = warm;
+    play(selector, 100);
+    time_once(state, its_row, [&] { play(selector, plays); });
+  });
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -117,6 +146,8 @@ int main(int count, char** arguments) {
   add<EpsilonGreedy>("epsilon-greedy", 0, searched);
   add<Softmax>("softmax", 0, searched);
   add<Exp3>("EXP3", 0, searched);
+  add_linear<LinUcbSelector>("LinUCB, 10 arms, contexts of 16");
+  add_linear<LinThompsonSelector>("linear Thompson, 10 arms, contexts of 16");
   benchmark::RunSpecifiedBenchmarks();
 
   std::printf("\n     ns fastest  below allocations  of a play; 0 below: nothing asked\n");

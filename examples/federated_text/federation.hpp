@@ -36,6 +36,7 @@
 #include <variant>
 #include <vector>
 
+#include "choosers.hpp"
 #include "cost.hpp"
 #include "devices.hpp"
 #include "models/bert.hpp"
@@ -43,23 +44,6 @@
 #include "settings.hpp"
 #include "text_data.hpp"
 #include "training.hpp"
-
-/// Who decides the drop rates of the devices.
-using Configurator =
-    std::variant<droppeft::PaceConfigurator, droppeft::SelectorConfigurator<droppeft::UcbSelector>,
-                 droppeft::SelectorConfigurator<droppeft::ThompsonSelector>,
-                 droppeft::PopulationConfigurator>;
-
-inline Configurator make_configurator(const std::string& selector, const droppeft::Stream& stream) {
-  if (selector == "pace") return droppeft::PaceConfigurator({.stream = stream});
-  const auto grid = droppeft::configurations();
-  if (selector == "paper") return droppeft::PopulationConfigurator({.stream = stream});
-  if (selector == "ucb")
-    return droppeft::SelectorConfigurator(
-        droppeft::UcbSelector(grid.size(), {.stream = stream, .policy = {.exploration = 0.1}}));
-  return droppeft::SelectorConfigurator(
-      droppeft::ThompsonSelector(grid.size(), {.stream = stream, .policy = {.noise_sd = 0.2}}));
-}
 
 /// A line of metrics.jsonl. Seconds and bytes are sums since the start, peak_bytes is the highest;
 /// the lists have an element for each device of the round, rates being means over layers, gains
@@ -104,7 +88,8 @@ class Federation {
                             root_.fold(stream_of_split));
     personal_.resize(devices_.size());
     global_ = droppeft::trainable_state(*model_);
-    configurator_.emplace(make_configurator(settings.selector, root_.fold(stream_of_configurator)));
+    configurator_.emplace(
+        make_configurator(settings.selector, settings.space, root_.fold(stream_of_configurator)));
   }
 
   std::int64_t rounds_done() const { return static_cast<std::int64_t>(metrics_.size()); }

@@ -16,6 +16,7 @@
 #include <system_error>
 #include <vector>
 
+#include "choosers.hpp"
 #include "federation.hpp"
 #include "report.hpp"
 #include "settings.hpp"
@@ -72,9 +73,16 @@ Settings parse(CLI::App& app, int argc, char** argv) {
       "--pace", s.pace,
       "round: a configuration sets how long the round would take if all had it, and a device drops "
       "only as much as that takes; device: as much as its configuration says, as in the paper");
+  std::string bandits;
+  for (const NamedSelector& each : named_selectors)
+    bandits += (bandits.empty() ? "" : ", ") + std::string(each.name);
   option("--selector", s.selector,
-         "who chooses: pace, which knows what a pace costs and learns what it gains; thompson or "
-         "ucb, bandits on a grid of configurations, one a device; paper, a population of them");
+         "who chooses: pace, which knows what a pace costs and learns what it gains; paper, a "
+         "population of configurations, one a device; or a bandit on a grid of them: " +
+             bandits);
+  option("--space", s.space,
+         "what is chosen from, beside no dropout: mean rates, and for a bandit shapes over the "
+         "depth, as in 0.33,0.67:uniform,incremental; empty: the default grid");
   option(
       "--reward", s.reward,
       "gain of a device: agreement, how far its update goes the way of the others'; loss, its fall "
@@ -111,17 +119,20 @@ Settings parse(CLI::App& app, int argc, char** argv) {
       check(app.count(name) == 0, name, " has no effect with ", why, ": leave one of them out");
   };
   if (s.method == "fedlora" && !s.compare)
-    without_effect({"--drop-rate", "--gate", "--pace", "--selector", "--reward"},
+    without_effect({"--drop-rate", "--gate", "--pace", "--selector", "--space", "--reward"},
                    "--method fedlora");
   if (s.drop_rate != "auto")
-    without_effect({"--selector", "--reward"}, "--drop-rate " + s.drop_rate);
+    without_effect({"--selector", "--space", "--reward"}, "--drop-rate " + s.drop_rate);
   check(!s.resume || !s.overwrite, "--resume and --overwrite exclude each other");
   one_of("--pace", s.pace, {"round", "device"});
   one_of("--gate", s.gate, {"fixed", "bernoulli"});
-  one_of("--selector", s.selector, {"pace", "thompson", "ucb", "paper"});
+  one_of("--selector", s.selector, selector_names());
+  configurations_of(s.space);
+  check(s.selector != "pace" || s.space.find(':') == std::string::npos,
+        "--selector pace takes no shapes in --space, got '", s.space, "'");
+  if (s.selector == "paper") without_effect({"--space"}, "--selector paper");
   check(s.selector != "pace" || s.pace == "round" || s.drop_rate != "auto",
-        "--selector pace chooses for --pace round; with --pace device it must be thompson, ucb or "
-        "paper");
+        "--selector pace chooses for --pace round; with --pace device it must be another");
   one_of("--reward", s.reward, {"agreement", "loss", "accuracy"});
   at_least("--rounds", s.rounds, 1);
   check(std::isfinite(s.sim_seconds) && s.sim_seconds >= 0,

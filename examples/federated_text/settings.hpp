@@ -25,6 +25,7 @@ struct Settings {
   std::string gate = "fixed";
   std::string pace = "round";
   std::string selector = "pace";
+  std::string space;  // empty: the library's own
   std::string reward = "agreement";
   std::int64_t share_layers = 0;  // 0: all
   double target_accuracy = 0;     // 0: none
@@ -44,5 +45,5 @@ struct Settings {
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Settings, method, rounds, sim_seconds, clients,
                                    clients_per_round, alpha, local_steps, batch, max_length, rank,
                                    learning_rate, head_learning_rate, server_momentum,
-                                   logit_adjustment, drop_rate, gate, pace, selector, reward,
+                                   logit_adjustment, drop_rate, gate, pace, selector, space, reward,
                                    share_layers, seed, train_rows, test_rows)

@@ -3,6 +3,7 @@
 /// Every public header. A program that wants one part includes that part's header alone, and
 /// compiles faster.
 
+#include "droppeft/bandit/any_selector.hpp"
 #include "droppeft/bandit/arm_chooser.hpp"
 #include "droppeft/bandit/arm_record.hpp"
 #include "droppeft/bandit/arm_records.hpp"
@@ -24,6 +25,7 @@
 #include "droppeft/bandit/ucb.hpp"
 #include "droppeft/bandit/ucb_tuned.hpp"
 #include "droppeft/bandit/ucb_v.hpp"
+#include "droppeft/bandit/upper_bound.hpp"
 #include "droppeft/configurator.hpp"
 #include "droppeft/core/check.hpp"
 #include "droppeft/core/module.hpp"

@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -15,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "droppeft/bandit/any_selector.hpp"
 #include "droppeft/bandit/epsilon_greedy.hpp"
 #include "droppeft/bandit/exp3.hpp"
 #include "droppeft/bandit/kl_ucb.hpp"
@@ -445,6 +447,24 @@ TEST_CASE("with a discount a selector follows rewards that change") {
     selector.update(ticket, world.uniform() < (ticket.arm == best ? 0.8 : 0.3) ? 1 : 0);
   }
   CHECK(good / 500.0 > 0.75);
+}
+
+TEST_CASE("a selector chosen at run time plays as the one that it holds") {
+  static_assert(Selector<AnySelector> && std::copyable<AnySelector>);
+  KlUcbSelector plain(4, {.stream = Stream(3)});
+  AnySelector any = KlUcbSelector(4, {.stream = Stream(3)});
+  Stream world(2), same_world(2);
+  std::vector<Ticket> open, same_open;
+  CHECK(play(plain, world, open, 60, 5) == play(any, same_world, same_open, 60, 5));
+  AnySelector copy = any;
+  CHECK(play(plain, world, open, 60, 5) == play(copy, same_world, same_open, 60, 5));
+  CHECK(copy.save() == plain.save());
+  CHECK(any.save() != copy.save());
+  any.load(copy.save());
+  CHECK(any.save() == copy.save());
+  CHECK(any.record(1).plays == plain.record(1).plays);
+  any = UcbSelector(4);
+  CHECK_THROWS_AS(any.load(copy.save()), std::runtime_error);
 }
 
 TEST_CASE("several threads may play one locked selector") {

@@ -1,8 +1,10 @@
 #include <chrono>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <thread>
 
+#include "federated_text/choosers.hpp"
 #include "models/bert_files.hpp"
 #include "program.hpp"
 #include "support.hpp"
@@ -128,12 +130,13 @@ TEST_CASE_FIXTURE(Fixture, "what is drawn does not depend on the thread count") 
 
 TEST_CASE_FIXTURE(Fixture,
                   "killed at any moment and resumed, a run gives the bits of one left alone") {
-  for (const std::vector<std::string>& how : {std::vector<std::string>{},
-                                              {"--selector", "paper", "--share-layers", "1"},
-                                              {"--selector", "ucb", "--server-momentum", "0.5"},
-                                              {"--selector", "thompson", "--reward", "loss"},
-                                              {"--gate", "bernoulli", "--pace", "device",
-                                               "--selector", "paper", "--reward", "accuracy"}}) {
+  for (const std::vector<std::string>& how :
+       {std::vector<std::string>{},
+        {"--selector", "paper", "--share-layers", "1"},
+        {"--selector", "exp3", "--space", "0.3,0.6:decay,normal", "--server-momentum", "0.5"},
+        {"--selector", "thompson", "--reward", "loss"},
+        {"--gate", "bernoulli", "--pace", "device", "--selector", "paper", "--reward",
+         "accuracy"}}) {
     auto settings = how;
     settings.insert(settings.end(), {"--rounds", "12"});
     REQUIRE_MESSAGE(run("alone", settings) == 0, errors);
@@ -260,6 +263,13 @@ TEST_CASE_FIXTURE(Fixture,
       {{"--pace", "slow"}, "slow"},
       {{"--sim-seconds", "nan"}, "--sim-seconds"},
       {{"--selector", "none"}, "none"},
+      {{"--space", "0.5,0.3"}, "--space"},
+      {{"--space", "1.5"}, "--space"},
+      {{"--space", ","}, "--space"},
+      {{"--space", "0.5:round", "--selector", "ucb"}, "--space"},
+      {{"--space", "0.5:decay"}, "--space"},
+      {{"--space", "0.5", "--selector", "paper"}, "--space"},
+      {{"--space", "0.5", "--drop-rate", "0.5"}, "--space"},
       {{"--share-layers", "3"}, "--share-layers"},
       {{"--rounds", "0"}, "--rounds"},
       {{"--rounds", "many"}, "--rounds"},
@@ -286,6 +296,21 @@ TEST_CASE_FIXTURE(Fixture,
     CHECK(lines_of(errors).size() <= 3);
     CHECK(errors.find(named) != std::string::npos);
     CHECK_FALSE(fs::exists(folder.path / "out"));
+  }
+}
+
+TEST_CASE_FIXTURE(Fixture, "every selector plays, on a space of one's own") {
+  for (const std::string& name : selector_names()) {
+    CAPTURE(name);
+    std::vector<std::string> settings{"--selector", name, "--rounds", "4"};
+    if (name != "paper") settings.insert(settings.end(), {"--space", "0.5"});
+    REQUIRE_MESSAGE(run(name, settings) == 0, errors);
+    if (name == "paper" || name == "pace") continue;
+    // No dropout, and half of the layers dropped by the slowest: both are tried in four rounds.
+    std::set<bool> dropped;
+    for (const auto& line : metrics(name))
+      for (const double rate : line.at("drop_rates")) dropped.insert(rate > 0);
+    CHECK(dropped.size() == 2);
   }
 }
 

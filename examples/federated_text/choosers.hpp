@@ -1,0 +1,133 @@
+#pragma once
+
+#include <algorithm>
+#include <charconv>
+#include <cstddef>
+#include <droppeft/bandit/any_selector.hpp>
+#include <droppeft/bandit/epsilon_greedy.hpp>
+#include <droppeft/bandit/exp3.hpp>
+#include <droppeft/bandit/kl_ucb.hpp>
+#include <droppeft/bandit/moss.hpp>
+#include <droppeft/bandit/softmax.hpp>
+#include <droppeft/bandit/thompson.hpp>
+#include <droppeft/bandit/ucb.hpp>
+#include <droppeft/bandit/ucb_tuned.hpp>
+#include <droppeft/bandit/ucb_v.hpp>
+#include <droppeft/configurator.hpp>
+#include <droppeft/core/check.hpp>
+#include <droppeft/pace_configurator.hpp>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+/// Who decides the drop rates of the devices.
+using Configurator =
+    std::variant<droppeft::PaceConfigurator, droppeft::SelectorConfigurator<droppeft::AnySelector>,
+                 droppeft::PopulationConfigurator>;
+
+/// A bandit by the name that --selector gives it. A configurator's rewards are in [0, 1] with a
+/// standard deviation of 1/4 and less, so that what explores as for coin tosses is told to explore
+/// less.
+struct NamedSelector {
+  std::string_view name;
+  droppeft::AnySelector (*make)(std::size_t arms, const droppeft::Stream& stream);
+};
+
+template <class Policy>
+droppeft::AnySelector make_selector(std::size_t arms, const droppeft::Stream& stream,
+                                    const Policy& policy = {}) {
+  return droppeft::BanditSelector<Policy>(arms, {.stream = stream, .policy = policy});
+}
+
+inline constexpr NamedSelector named_selectors[] = {
+    {"thompson",
+     [](auto arms, auto& stream) {
+       return make_selector(arms, stream, droppeft::GaussianThompson{.noise_sd = 0.2});
+     }},
+    {"beta-thompson",
+     [](auto arms, auto& stream) { return make_selector<droppeft::BetaThompson>(arms, stream); }},
+    {"nig-thompson",
+     [](auto arms, auto& stream) {
+       return make_selector<droppeft::NormalInverseGammaThompson>(arms, stream);
+     }},
+    {"ucb",
+     [](auto arms, auto& stream) {
+       return make_selector(arms, stream, droppeft::Ucb1{.exploration = 0.1});
+     }},
+    {"ucb-v", [](auto arms, auto& stream) { return make_selector<droppeft::UcbV>(arms, stream); }},
+    {"ucb-tuned",
+     [](auto arms, auto& stream) { return make_selector<droppeft::UcbTuned>(arms, stream); }},
+    {"moss", [](auto arms, auto& stream) { return make_selector<droppeft::Moss>(arms, stream); }},
+    {"kl-ucb",
+     [](auto arms, auto& stream) { return make_selector<droppeft::KlUcb>(arms, stream); }},
+    {"gaussian-kl-ucb",
+     [](auto arms, auto& stream) {
+       return make_selector(arms, stream, droppeft::GaussianKlUcb{.noise_sd = 0.2});
+     }},
+    {"epsilon-greedy",
+     [](auto arms, auto& stream) { return make_selector<droppeft::EpsilonGreedy>(arms, stream); }},
+    {"softmax",
+     [](auto arms, auto& stream) { return make_selector<droppeft::Softmax>(arms, stream); }},
+    {"exp3", [](auto arms, auto& stream) { return make_selector<droppeft::Exp3>(arms, stream); }},
+};
+
+/// What --selector may be.
+inline std::vector<std::string> selector_names() {
+  std::vector<std::string> names{"pace", "paper"};
+  for (const NamedSelector& each : named_selectors) names.emplace_back(each.name);
+  return names;
+}
+
+/// The configurations that --space names, "MEANS" or "MEANS:SHAPES": no dropout, and each of the
+/// mean rates with each of the shapes. Empty: the library's own grid.
+inline std::vector<droppeft::Configuration> configurations_of(const std::string& space) {
+  using droppeft::check;
+  if (space.empty()) return droppeft::configurations();
+  const auto parts = [](const std::string& text) {
+    std::vector<std::string> found(1);
+    for (const char letter : text)
+      if (letter == ',')
+        found.emplace_back();
+      else
+        found.back() += letter;
+    return found;
+  };
+  const std::size_t colon = std::min(space.find(':'), space.size());
+  std::vector<double> means;
+  for (const std::string& part : parts(space.substr(0, colon))) {
+    double mean = 0;
+    const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), mean);
+    check(error == std::errc() && end == part.data() + part.size() && mean > 0 && mean <= 0.95,
+          "--space must begin with mean rates in (0, 0.95], as in 0.33,0.67, got '", part, "'");
+    check(means.empty() || mean > means.back(), "--space: mean rates must ascend, got ", mean,
+          " after ", means.empty() ? 0 : means.back());
+    means.push_back(mean);
+  }
+  std::vector<droppeft::RateShape> shapes;
+  if (colon < space.size())
+    for (const std::string& part : parts(space.substr(colon + 1))) try {
+        shapes.push_back(droppeft::parse_rate_shape(part));
+      } catch (const std::invalid_argument& error) {
+        throw std::invalid_argument(std::string("--space: ") + error.what());
+      }
+  return shapes.empty() ? droppeft::configurations(means) : droppeft::configurations(means, shapes);
+}
+
+/// The chooser that --selector and --space name; both must be right.
+inline Configurator make_configurator(const std::string& selector, const std::string& space,
+                                      const droppeft::Stream& stream) {
+  if (selector == "paper") return droppeft::PopulationConfigurator({.stream = stream});
+  const auto grid = configurations_of(space);
+  if (selector == "pace") {
+    droppeft::PaceOptions options{.stream = stream};
+    options.rates.clear();
+    for (const droppeft::Configuration& each : grid)
+      if (options.rates.empty() || each.mean_rate > options.rates.back())
+        options.rates.push_back(each.mean_rate);
+    return droppeft::PaceConfigurator(options);
+  }
+  const auto named = std::ranges::find(named_selectors, selector, &NamedSelector::name);
+  return droppeft::SelectorConfigurator(named->make(grid.size(), stream), grid);
+}
