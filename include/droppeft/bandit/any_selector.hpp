@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <type_traits>
 #include <utility>
 
 #include "droppeft/bandit/arm_record.hpp"
@@ -22,9 +21,12 @@ namespace droppeft {
 /// more.
 class AnySelector {
  public:
-  template <Selector S>
-  requires(std::copyable<S> && !std::same_as<S, AnySelector>) AnySelector(S selector)
-      : held_(std::make_unique<Held<S>>(std::move(selector))) {}
+  template <class S>
+  requires(!std::same_as<S, AnySelector> && requires(S selector) { selector.select(); })
+      AnySelector(S selector)
+      : held_(std::make_unique<Held<S>>(std::move(selector))) {
+    static_assert(Selector<S> && std::copyable<S>, "AnySelector holds a Selector that is a value");
+  }
 
   AnySelector(const AnySelector& other) : held_(other.held_->clone()) {}
   AnySelector(AnySelector&&) noexcept = default;
