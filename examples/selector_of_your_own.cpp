@@ -1,5 +1,6 @@
 // A selector of your own: a type with the members of the concept Selector, no base class. It goes
 // wherever a droppeft selector goes, here into the configurator of layer dropout.
+#include <cmath>
 #include <droppeft/bandit/arm_records.hpp>
 #include <droppeft/bandit/selector.hpp>
 #include <droppeft/configurator.hpp>
@@ -19,7 +20,8 @@ class Turns {
     return ticket;
   }
   void update(const dp::Ticket& ticket, double reward) {
-    dp::check(std::isfinite(reward), "Turns: the reward must be finite, got ", reward);
+    dp::check(std::abs(reward) <= 1e100, "Turns: the reward must be in [-1e100, 1e100], got ",
+              reward);
     expire(ticket);
     records_.add(ticket.arm, reward);
   }

@@ -28,8 +28,7 @@ using Configurator =
                  droppeft::PopulationConfigurator>;
 
 /// A bandit by the name that --selector gives it. A configurator's rewards are in [0, 1] with a
-/// standard deviation of 1/4 and less, so that what explores as for coin tosses is told to explore
-/// less.
+/// standard deviation of 1/4 and less: those that can be told so are.
 struct NamedSelector {
   std::string_view name;
   droppeft::AnySelector (*make)(std::size_t arms, const droppeft::Stream& stream);

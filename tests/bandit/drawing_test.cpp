@@ -103,6 +103,23 @@ TEST_CASE("an arm is drawn with the probability that its ticket tells") {
   }
 }
 
+TEST_CASE("a play that had to be is certain, but for those of the first pass") {
+  SoftmaxSelector selector(2, {.stream = Stream(2)});
+  for (int i = 0; i < 6; ++i) {
+    const Ticket ticket = selector.select();
+    if (i < 2) CHECK(ticket.probability == 0.5);
+    selector.update(ticket, 0.5);
+  }
+  selector.add_arm();
+  CHECK(selector.select().probability == 1);
+
+  Exp3Selector exp3(2);
+  exp3.select();
+  auto state = exp3.save();
+  state["chooser"]["open"][0][2] = 0;
+  CHECK_THROWS_AS(exp3.load(state), std::runtime_error);
+}
+
 TEST_CASE("EXP3 follows an adversary that plays against what it did last") {
   // The arm that was played more loses: a selector that draws nothing would never gain anything.
   Exp3Selector selector(2, {.stream = Stream(4)});

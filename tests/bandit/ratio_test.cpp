@@ -169,7 +169,8 @@ TEST_CASE("wrong gains, costs, ranges and states are refused and change nothing"
   CHECK_THROWS_WITH_AS(selector.update(ticket, nan, 1), doctest::Contains("gain must be in"),
                        std::invalid_argument);
   CHECK_THROWS_WITH_AS(RatioSelector<Ucb1>(2, {.costs = {0, 1}}),
-                       "RatioSelector: costs must be above 0, got 0", std::invalid_argument);
+                       "RatioSelector: costs must be in [1e-50, 1e50], got 0 and 1",
+                       std::invalid_argument);
   CHECK_THROWS_WITH_AS(RatioSelector<Ucb1>(2, {.gains = {1, 0}}),
                        doctest::Contains("RatioSelector: gains must be two numbers"),
                        std::invalid_argument);

@@ -116,6 +116,14 @@ TEST_CASE("an uneven log is thinned until it is even") {
   CHECK(plain > 0.55);
 }
 
+TEST_CASE("a reward that the selector refuses leaves no play open") {
+  UcbSelector selector(1);
+  const std::vector<LoggedPlay> log{{0, 0.5, 1}, {0, 7, 1}};
+  CHECK_THROWS_AS(replay(selector, log, Stream(1)), std::invalid_argument);
+  CHECK(selector.record(0).pending == 0);
+  CHECK(selector.record(0).plays == 1);
+}
+
 TEST_CASE("wrong logs and policies are refused") {
   const auto even = [](std::size_t, std::size_t) { return 0.5; };
   UcbSelector selector(2);

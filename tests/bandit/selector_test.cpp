@@ -436,6 +436,37 @@ TEST_CASE("wrong ranges, windows and discounts are refused") {
                        std::invalid_argument);
 }
 
+TEST_CASE("both ends of a range are rewards, whatever rounding makes of them") {
+  for (int low = -20; low < 20; ++low)
+    for (int high = low + 1; high <= 20; ++high) {
+      UcbSelector selector(1, {.range = {low / 10.0, high / 10.0}});
+      selector.update(selector.select(), high / 10.0);
+      selector.update(selector.select(), low / 10.0);
+    }
+}
+
+TEST_CASE("what a discount made next to nothing is forgotten, and the state can be loaded") {
+  UcbSelector selector(2, {.discount = 0.9, .range = {0, 0.1}});
+  for (int i = 0; i < 10; ++i) selector.update(selector.select(), 0.05);
+  selector.retire(1);
+  for (int i = 0; i < 9000; ++i) selector.update(selector.select(), 0.1);
+  CHECK(selector.record(1).plays == 0);
+  UcbSelector loaded(2, {.discount = 0.9, .range = {0, 0.1}});
+  loaded.load(selector.save());
+  CHECK(loaded.save() == selector.save());
+}
+
+TEST_CASE("rewards that are nearly alike do not overflow an unknown range") {
+  UcbSelector selector(3, {.range = RewardRange::unknown()});
+  std::vector<int> plays(3);
+  for (int i = 0; i < 90; ++i) {
+    const Ticket ticket = selector.select();
+    ++plays[ticket.arm];
+    selector.update(ticket, 1e-160 * static_cast<double>(ticket.arm));
+  }
+  CHECK(plays == std::vector<int>(3, 30));
+}
+
 TEST_CASE("with a discount a selector follows rewards that change") {
   GaussianThompsonSelector selector(2, {.stream = Stream(4), .discount = 0.98});
   Stream world(5);

@@ -133,6 +133,13 @@ TEST_CASE("certain rewards are certain successes and failures") {
   CHECK(selector.record(0).sum == 100);
 }
 
+TEST_CASE("a state with fewer than no successes is refused") {
+  BetaThompsonSelector selector(1);
+  auto state = selector.save();
+  state["rewards"]["records"][0] = {1e6, -1e6, 0};
+  CHECK_THROWS_AS(selector.load(state), std::runtime_error);
+}
+
 TEST_CASE("Beta sampling refuses rewards outside [0, 1]") {
   BetaThompsonSelector selector(1);
   const Ticket ticket = selector.select();

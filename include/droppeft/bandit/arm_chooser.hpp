@@ -63,7 +63,7 @@ class ArmChooser {
     }
     Ticket ticket{next_id_, 0, 0};
     if (unvisited > 0)
-      try_unvisited(ticket, unvisited, seen);
+      try_unvisited(ticket, unvisited, totals, seen);
     else
       choose(ticket, totals, seen);
     open_.open(ticket, who_);
@@ -97,6 +97,10 @@ class ArmChooser {
     require(loaded.arms_ >= first_arms_, who_, ".all_arms must be at least ", first_arms_, ", got ",
             loaded.arms_);
     loaded.open_.load(saved["open"], loaded.next_id_, loaded.arms_);
+    if constexpr (DrawingPolicy<Policy>)
+      for (const Ticket& ticket : loaded.open_.tickets())
+        require(ticket.probability > 0, who_, ".open: the probability of ticket ", ticket.id,
+                " must be above 0, got ", ticket.probability);
     const Saved active = saved["active"];
     loaded.active_.clear();
     for (std::size_t i = 0; i < active.size(); ++i) {
@@ -108,20 +112,23 @@ class ArmChooser {
   }
 
  private:
-  /// One of the arms without a visit, by lot. All arms being tried once, in random order, each
-  /// counts as if it had been chosen evenly.
+  /// One of the arms without a visit, by lot. While all arms are tried for the first time, in
+  /// random order, each play counts as if all had been possible; later ones as what they are.
   template <class Seen>
-  void try_unvisited(Ticket& ticket, std::size_t unvisited, const Seen& seen) {
+  void try_unvisited(Ticket& ticket, std::size_t unvisited, const ArmTotals& totals,
+                     const Seen& seen) {
     auto skip = static_cast<std::size_t>(stream_.uniform() * static_cast<double>(unvisited));
     ticket.arm = *std::ranges::find_if(
         active_, [&](std::size_t arm) { return seen(arm).visits() == 0 && skip-- == 0; });
-    ticket.probability = 1 / static_cast<double>(active_.size());
+    const bool first_pass = totals.visits() == static_cast<double>(active_.size() - unvisited);
+    ticket.probability = 1 / static_cast<double>(first_pass ? active_.size() : unvisited);
   }
 
   template <class Seen>
   void choose(Ticket& ticket, const ArmTotals& totals, const Seen& seen) {
     if constexpr (ScoringPolicy<Policy>) {
       auto&& score = policy_.scorer(totals, stream_);
+      ticket.arm = active_.front();
       double best_score = -std::numeric_limits<double>::infinity();
       std::uint32_t ties = 0;
       for (const std::size_t arm : active_) {

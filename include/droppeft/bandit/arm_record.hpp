@@ -26,8 +26,8 @@ struct ArmRecord {
   ArmRecord(const Saved& saved, double low, double high) {
     const double largest = std::max(-low, high);
     plays = saved.at(0).number(0, 0x1p53);  // counts up to there are exact
-    // Twice the bounds, for rounding.
-    sum = saved.at(1).number(-2 * plays * largest, 2 * plays * largest);
+    const double rounding = 1e-9 * plays * largest;
+    sum = saved.at(1).number(plays * low - rounding, plays * high + rounding);
     deviations = saved.at(2).number(0, 8 * plays * largest * largest);
   }
 
@@ -64,8 +64,9 @@ struct ArmRecord {
     sum += other.sum;
   }
 
-  /// Lets each reward count for `factor` of what it did.
+  /// Lets each reward count for `factor` of what it did. What is next to nothing is forgotten.
   void discount(double factor) {
+    if (plays < 1e-100) factor = 0;
     plays *= factor;
     sum *= factor;
     deviations *= factor;

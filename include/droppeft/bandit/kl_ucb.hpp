@@ -13,34 +13,35 @@ namespace droppeft {
 
 namespace detail {
 
-/// The largest q in [p, 1] with kl(p, q) <= d, where kl(p, q) = p ln(p / q) + (1 - p) ln((1 - p) /
-/// (1
-/// - q)); p in [0, 1], d >= 0. Newton's method on 1 - q, kl being convex, from a q above the root:
-/// each step stays above it. Within a few units in the last place of 1 - q where d is not tiny.
-inline double bernoulli_kl_bound(double p, double d) {
-  if (p >= 1) return 1;
-  if (d <= 0) return p;
-  if (p <= 0) return -std::expm1(-d);
+/// 1 - q for the largest q in [p, 1] with kl(p, q) <= d, where kl(p, q) = p ln(p / q) + (1 - p)
+/// ln((1
+/// - p) / (1 - q)); p in [0, 1], d >= 0. As 1 - q, since many q are next to 1. Newton's method, kl
+/// being convex, from a q above the root: each step stays above it.
+inline double bernoulli_kl_rest(double p, double d) {
+  if (p >= 1) return 0;
+  if (d <= 0) return 1 - p;
+  if (p <= 0) return std::exp(-d);
   const double rest = 1 - p;
   const double entropy = -p * std::log(p) - rest * std::log(rest);
-  // Two bounds from above: Pinsker's, and kl(p, q) >= -entropy - (1 - p) ln(1 - q).
+  // Two bounds from below: Pinsker's, and kl(p, q) >= -entropy - (1 - p) ln(1 - q).
   double r = std::max(rest - std::sqrt(d / 2), std::exp(-(d + entropy) / rest));
   for (int i = 0; i < 50; ++i) {
-    const double q = 1 - r;
-    const double excess = -entropy - p * std::log(q) - rest * std::log(r) - d;
-    const double step = excess * q * r / (rest - r);
+    const double excess = -entropy - p * std::log1p(-r) - rest * std::log(r) - d;
+    const double step = excess * (1 - r) * r / (rest - r);
     if (!(step > 0)) break;
     r += step;
     if (step < 1e-12 * r) break;
   }
-  return 1 - std::min(r, rest);
+  return std::min(r, rest);
 }
 
-/// Whether the bound of p and d is surely below q, for which this takes no or few logarithms.
-inline bool kl_bound_below(double p, double d, double q) {
-  if (p + std::sqrt(d / 2) < q - 1e-9) return true;  // Pinsker
-  if (p <= 0 || p >= q || q >= 1) return false;
-  return p * std::log(p / q) + (1 - p) * std::log((1 - p) / (1 - q)) > d * (1 + 1e-9);
+/// Whether bernoulli_kl_rest(p, d) is above r by more than rounding, for which this takes no or few
+/// logarithms.
+inline bool kl_rest_above(double p, double d, double r) {
+  const double rest = 1 - p;
+  if (rest - std::sqrt(d / 2) > r + 1e-9) return true;  // Pinsker
+  if (p <= 0 || r <= 0 || r >= rest) return false;
+  return rest * std::log(rest / r) + p * (std::log(p) - std::log1p(-r)) > d * (1 + 1e-9) + 1e-14;
 }
 
 inline double kl_exploration(double visits, double c) {
@@ -77,14 +78,14 @@ struct KlUcb {
   nlohmann::json settings() const { return {{"exploration", exploration}}; }
 
   auto scorer(const ArmTotals& totals, Stream&) const {
-    // An arm whose bound is below one that was seen gets its mean, which is lower still.
+    // Scores are q - 1. An arm whose q is below one that was seen gets its mean, which is lower.
     return [mean = totals.mean(), e = detail::kl_exploration(totals.visits(), exploration),
-            highest = 0.0](const ArmRecord& arm) mutable {
-      const double p = arm.mean(mean), d = e / arm.visits();
-      if (detail::kl_bound_below(p, d, highest)) return p;
-      const double bound = detail::bernoulli_kl_bound(p, d);
-      highest = std::max(highest, bound);
-      return bound;
+            least = 1.0](const ArmRecord& arm) mutable {
+      const double p = std::clamp(arm.mean(mean), 0.0, 1.0), d = e / arm.visits();
+      if (detail::kl_rest_above(p, d, least)) return p - 1;
+      const double rest = detail::bernoulli_kl_rest(p, d);
+      least = std::min(least, rest);
+      return -rest;
     };
   }
 };
@@ -98,7 +99,7 @@ struct KlUcb {
 /// Source: as KlUcb; Cappe, Garivier, Maillard, Munos, Stoltz, "Kullback-Leibler upper confidence
 /// bounds for optimal sequential allocation", Annals of Statistics 41, 2013.
 struct GaussianKlUcb {
-  /// s, finite and > 0.
+  /// s, in [1e-50, 1e50].
   double noise_sd = 0.5;
   /// c, finite and >= 0.
   double exploration = 0;
@@ -108,8 +109,8 @@ struct GaussianKlUcb {
   static constexpr double max_reward = 1e100;
 
   void validate() const {
-    check(noise_sd > 0 && std::isfinite(noise_sd),
-          "GaussianKlUcb: noise_sd must be finite and > 0, got ", noise_sd);
+    check(noise_sd >= 1e-50 && noise_sd <= 1e50,
+          "GaussianKlUcb: noise_sd must be in [1e-50, 1e50], got ", noise_sd);
     check(exploration >= 0 && std::isfinite(exploration),
           "GaussianKlUcb: exploration must be finite and >= 0, got ", exploration);
   }

@@ -21,8 +21,8 @@ namespace droppeft {
 /// apart and the horizon long: there KL-UCB and Thompson sampling lose less.
 ///
 /// Source: Audibert, Bubeck, "Minimax policies for adversarial and stochastic bandits", COLT 2009;
-/// without a horizon: Degenne, Perchet, "Anytime optimal algorithms in stochastic multi-armed
-/// bandits", ICML 2016.
+/// t in the place of the horizon is usual, but not proven (what Degenne, Perchet, ICML 2016, prove
+/// is of a wider bonus).
 struct Moss {
   /// T, plays in all; 0 if it is not known. Finite, >= 0.
   double horizon = 0;

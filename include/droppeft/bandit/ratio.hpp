@@ -101,6 +101,7 @@ struct RatioRecord {
   }
 
   void discount(double factor) {
+    if (plays < 1e-100) factor = 0;
     for (double* each : {&plays, &gain, &cost, &gain_deviations, &cost_deviations, &codeviations})
       *each *= factor;
   }
@@ -148,7 +149,12 @@ requires(!detail::Observing<Policy>) class RatioSelector {
         records_(arms, options.window, options.discount) {
     given_.gains.validate("RatioSelector: gains");
     given_.costs.validate("RatioSelector: costs");
-    check(given_.costs.low > 0, "RatioSelector: costs must be above 0, got ", given_.costs.low);
+    check(!given_.gains.known() || (given_.gains.low >= -limit && given_.gains.high <= limit),
+          "RatioSelector: gains must be in [-1e50, 1e50], got ", given_.gains.low, " and ",
+          given_.gains.high);
+    check(!given_.costs.known() || (given_.costs.low >= 1 / limit && given_.costs.high <= limit),
+          "RatioSelector: costs must be in [1e-50, 1e50], got ", given_.costs.low, " and ",
+          given_.costs.high);
   }
 
   std::size_t arms() const { return chooser_.arms(); }
@@ -189,7 +195,7 @@ requires(!detail::Observing<Policy>) class RatioSelector {
     return ticket;
   }
 
-  /// gain and cost in their ranges, in [-1e100, 1e100] and [1e-100, 1e100] where those are not
+  /// gain and cost in their ranges, in [-1e50, 1e50] and [1e-50, 1e50] where those are not
   /// known, else std::invalid_argument.
   void update(const Ticket& ticket, double gain, double cost) {
     const GainAndCost low = lowest(), high = highest();
@@ -238,7 +244,8 @@ requires(!detail::Observing<Policy>) class RatioSelector {
     RewardRange gains, costs;
   };
 
-  static constexpr double limit = RewardRange::limit;
+  // Keeps ratios, and the squares of what is gained against them, finite.
+  static constexpr double limit = 1e50;
 
   GainAndCost lowest() const {
     return {given_.gains.known() ? given_.gains.low : -limit,

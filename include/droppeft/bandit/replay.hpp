@@ -74,9 +74,10 @@ inline auto logged_weight(std::span<const LoggedPlay> log, auto& policy, std::st
 ///
 ///   mean of w_i r_i,  w_i = policy(i, a_i) / p_i,
 ///
-/// policy(i, arm) being the probability with which it chooses the arm in play i. Unbiased if the
-/// log's probabilities are right and above 0 wherever the policy's are. The variance grows with the
-/// weights: see effective_plays. Horvitz, Thompson 1952; Precup, Sutton, Singh, ICML 2000.
+/// policy(i, arm) being the probability with which it chooses the arm in play i, the same whenever
+/// it is asked. Unbiased if the log's probabilities are right and above 0 wherever the policy's
+/// are. The variance grows with the weights: see effective_plays. Horvitz, Thompson 1952; Precup,
+/// Sutton, Singh, ICML 2000.
 ///
 /// At least one play, finite rewards, probabilities in range, else std::invalid_argument.
 template <std::invocable<std::size_t, std::size_t> Policy>
@@ -144,8 +145,8 @@ LoggedValue doubly_robust(std::span<const LoggedPlay> log, std::size_t arms, Pol
 /// A log that did not is thinned first, by lot, until it did: play i stays with probability (least
 /// p) / p_i. So K arms leave one play in K and fewer. Li, Chu, Langford, Wang, WSDM 2011.
 ///
-/// Errors as inverse_propensity, and for an arm that the selector has not; then the plays before it
-/// were played.
+/// Errors as inverse_propensity, for an arm that the selector has not, and those of its update;
+/// then the plays before were played.
 struct Replayed {
   std::size_t plays = 0;
   double reward = 0;  // in all
@@ -168,7 +169,12 @@ Replayed replay(S& selector, std::span<const LoggedPlay> log, Stream stream) {
       selector.expire(ticket);
       continue;
     }
-    selector.update(ticket, play.reward);
+    try {
+      selector.update(ticket, play.reward);
+    } catch (...) {
+      selector.expire(ticket);
+      throw;
+    }
     ++replayed.plays;
     replayed.reward += play.reward;
   }

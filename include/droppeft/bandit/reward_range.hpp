@@ -35,8 +35,8 @@ struct RewardRange {
   /// Some reward is known to be possible.
   bool known() const { return low <= high; }
 
-  /// 1 / (high - low); 0 where all rewards so far were alike.
-  double scale() const { return low < high ? 1 / (high - low) : 0; }
+  /// 1 / (high - low); 0 where all rewards so far were alike, or nearly so.
+  double scale() const { return high - low > 1e-100 ? 1 / (high - low) : 0; }
 
   void include(double reward) {
     low = std::min(low, reward);

@@ -52,7 +52,8 @@ struct SelectorOptions {
   /// sampling.)
   double discount = 1;
   /// Rewards are r = low + (high - low) x; the policy sees x. With RewardRange::unknown() all that
-  /// is known is scaled anew by each reward that is outside of those before.
+  /// is known is scaled anew by each reward that is outside of those before;
+  /// but what BetaThompson and Exp3 have counted stays as it was.
   RewardRange range{};
   Policy policy{};
 };
@@ -163,13 +164,16 @@ class BanditSelector {
   }
 
  private:
-  double lowest() const { return in_own_unit(Policy::min_reward); }
-  double highest() const { return in_own_unit(Policy::max_reward); }
+  double lowest() const {
+    return given_.known() ? in_own_unit(Policy::min_reward) : -RewardRange::limit;
+  }
+  double highest() const {
+    return given_.known() ? in_own_unit(Policy::max_reward) : RewardRange::limit;
+  }
 
   double in_own_unit(double x) const {
-    constexpr double limit = RewardRange::limit;
-    if (!given_.known()) return x < 0.5 ? -limit : limit;
-    return std::clamp(given_.low + (given_.high - given_.low) * x, -limit, limit);
+    const double reward = x == 1 ? given_.high : given_.low + (given_.high - given_.low) * x;
+    return std::clamp(reward, -RewardRange::limit, RewardRange::limit);
   }
 
   double least_counted() const {

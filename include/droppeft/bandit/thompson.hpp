@@ -72,7 +72,7 @@ struct BetaThompson {
 
   auto scorer(const ArmTotals&, Stream& stream) const {
     return [this, &stream](const ArmRecord& arm) {
-      const double successes = detail::gamma(prior_successes + arm.sum, stream);
+      const double successes = detail::gamma(prior_successes + std::max(arm.sum, 0.0), stream);
       const double failures =
           detail::gamma(prior_failures + std::max(arm.plays - arm.sum, 0.0), stream);
       return successes / (successes + failures);
@@ -93,9 +93,9 @@ struct BetaThompson {
 struct GaussianThompson {
   /// m, finite.
   double prior_mean = 0.5;
-  /// d, finite and > 0.
+  /// d, in [1e-50, 1e50].
   double prior_sd = 0.5;
-  /// s, finite and > 0.
+  /// s, in [1e-50, 1e50].
   double noise_sd = 0.5;
 
   static constexpr std::string_view name = "gaussian_thompson";
@@ -105,10 +105,10 @@ struct GaussianThompson {
   void validate() const {
     check(std::isfinite(prior_mean), "GaussianThompson: prior_mean must be finite, got ",
           prior_mean);
-    check(prior_sd > 0 && std::isfinite(prior_sd),
-          "GaussianThompson: prior_sd must be finite and > 0, got ", prior_sd);
-    check(noise_sd > 0 && std::isfinite(noise_sd),
-          "GaussianThompson: noise_sd must be finite and > 0, got ", noise_sd);
+    check(prior_sd >= 1e-50 && prior_sd <= 1e50,
+          "GaussianThompson: prior_sd must be in [1e-50, 1e50], got ", prior_sd);
+    check(noise_sd >= 1e-50 && noise_sd <= 1e50,
+          "GaussianThompson: noise_sd must be in [1e-50, 1e50], got ", noise_sd);
   }
 
   nlohmann::json settings() const {
@@ -139,8 +139,7 @@ struct GaussianThompson {
 /// faster.
 ///
 /// Source: Honda, Takemura, "Optimality of Thompson sampling for Gaussian bandits depends on
-/// priors", AISTATS 2014 (they take improper priors and find a below 1/2 safer: an arm that was
-/// unlucky at first must keep a wide posterior).
+/// priors", AISTATS 2014. What they prove to be optimal are improper priors, which this is not.
 struct NormalInverseGammaThompson {
   /// m, finite.
   double prior_mean = 0.5;
