@@ -3,6 +3,7 @@
 /// Every public header. A program that wants one part includes that part's header alone, and
 /// compiles faster.
 
+#include "droppeft/bandit/active_arms.hpp"
 #include "droppeft/bandit/any_selector.hpp"
 #include "droppeft/bandit/arm_chooser.hpp"
 #include "droppeft/bandit/arm_record.hpp"

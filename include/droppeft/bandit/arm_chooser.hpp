@@ -3,13 +3,13 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <nlohmann/json.hpp>
 #include <span>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "droppeft/bandit/active_arms.hpp"
 #include "droppeft/bandit/arm_record.hpp"
 #include "droppeft/bandit/policy.hpp"
 #include "droppeft/bandit/saved.hpp"
@@ -26,35 +26,28 @@ class ArmChooser {
  public:
   /// arms >= 1, the policy's settings in their ranges; else std::invalid_argument.
   ArmChooser(std::string_view who, std::size_t arms, const Policy& policy, Stream stream)
-      : who_(who), policy_(policy), stream_(stream), first_arms_(arms), arms_(arms) {
-    check(arms >= 1, who, ": arms must be at least 1, got ", arms);
+      : who_(who), policy_(policy), stream_(stream), arms_(who, arms) {
     policy_.validate();
-    for (std::size_t arm = 0; arm < arms; ++arm) active_.push_back(arm);
   }
 
-  std::size_t arms() const { return arms_; }
-  bool active(std::size_t arm) const { return std::ranges::binary_search(active_, arm); }
+  std::size_t arms() const { return arms_.all(); }
+  bool active(std::size_t arm) const { return arms_.contains(arm); }
   const std::vector<Ticket>& open_tickets() const { return open_.tickets(); }
 
   void check_arm(std::size_t arm) const {
-    check(arm < arms_, who_, ": arm must be below ", arms_, ", got ", arm);
+    check(arm < arms(), who_, ": arm must be below ", arms(), ", got ", arm);
   }
 
-  void add_arm() { active_.push_back(arms_++); }
-
-  void retire(std::size_t arm) {
-    check(active(arm), who_, "::retire: arm ", arm,
-          " is not active: it was retired before, or never added");
-    active_.erase(std::ranges::lower_bound(active_, arm));
-  }
+  void add_arm() { arms_.add(); }
+  void retire(std::size_t arm) { arms_.retire(arm); }
 
   /// Opens a ticket for the arm to play; seen(arm) is its record in the unit of the policy.
   template <class Seen>
   Ticket select(const Seen& seen) {
-    check(!active_.empty(), who_, "::select: all arms are retired");
-    ArmTotals totals{active_.size()};
+    arms_.check_any();
+    ArmTotals totals{arms_.active().size()};
     std::size_t unvisited = 0;
-    for (const std::size_t arm : active_) {
+    for (const std::size_t arm : arms_.active()) {
       const ArmRecord record = seen(arm);
       totals.plays += record.plays;
       totals.pending += record.pending;
@@ -79,35 +72,28 @@ class ArmChooser {
   }
 
   nlohmann::json save() const {
-    return {{"policy", Policy::name}, {"settings", policy_.settings()},
-            {"arms", first_arms_},    {"stream", stream_.state()},
-            {"next_id", next_id_},    {"open", open_.save()},
-            {"all_arms", arms_},      {"active", active_}};
+    nlohmann::json saved{{"policy", Policy::name},
+                         {"settings", policy_.settings()},
+                         {"stream", stream_.state()},
+                         {"next_id", next_id_},
+                         {"open", open_.save()}};
+    arms_.save_into(saved);
+    return saved;
   }
 
   /// As saved by one with the same policy, settings and number of arms at the start.
   void load(const Saved& saved) {
     saved["policy"].expect(Policy::name);
     saved["settings"].expect(policy_.settings());
-    saved["arms"].expect(first_arms_);
     ArmChooser loaded(*this);
+    loaded.arms_.load(saved);
     loaded.stream_ = saved["stream"].stream();
     loaded.next_id_ = saved["next_id"].integer(OpenTickets::max_id);
-    loaded.arms_ = static_cast<std::size_t>(saved["all_arms"].integer());
-    require(loaded.arms_ >= first_arms_, who_, ".all_arms must be at least ", first_arms_, ", got ",
-            loaded.arms_);
-    loaded.open_.load(saved["open"], loaded.next_id_, loaded.arms_);
+    loaded.open_.load(saved["open"], loaded.next_id_, loaded.arms());
     if constexpr (DrawingPolicy<Policy>)
       for (const Ticket& ticket : loaded.open_.tickets())
         require(ticket.probability > 0, who_, ".open: the probability of ticket ", ticket.id,
                 " must be above 0, got ", ticket.probability);
-    const Saved active = saved["active"];
-    loaded.active_.clear();
-    for (std::size_t i = 0; i < active.size(); ++i) {
-      loaded.active_.push_back(static_cast<std::size_t>(active.at(i).integer(loaded.arms_ - 1)));
-      require(i == 0 || loaded.active_[i - 1] < loaded.active_[i], who_,
-              ".active must ascend, got ", loaded.active_[i]);
-    }
     *this = std::move(loaded);
   }
 
@@ -119,33 +105,20 @@ class ArmChooser {
                      const Seen& seen) {
     auto skip = static_cast<std::size_t>(stream_.uniform() * static_cast<double>(unvisited));
     ticket.arm = *std::ranges::find_if(
-        active_, [&](std::size_t arm) { return seen(arm).visits() == 0 && skip-- == 0; });
-    const bool first_pass = totals.visits() == static_cast<double>(active_.size() - unvisited);
-    ticket.probability = 1 / static_cast<double>(first_pass ? active_.size() : unvisited);
+        arms_.active(), [&](std::size_t arm) { return seen(arm).visits() == 0 && skip-- == 0; });
+    const bool first_pass = totals.visits() == static_cast<double>(totals.arms - unvisited);
+    ticket.probability = 1 / static_cast<double>(first_pass ? totals.arms : unvisited);
   }
 
   template <class Seen>
   void choose(Ticket& ticket, const ArmTotals& totals, const Seen& seen) {
     if constexpr (ScoringPolicy<Policy>) {
       auto&& score = policy_.scorer(totals, stream_);
-      ticket.arm = active_.front();
-      double best_score = -std::numeric_limits<double>::infinity();
-      std::uint32_t ties = 0;
-      for (const std::size_t arm : active_) {
-        const double arm_score = score(seen(arm));
-        if (arm_score > best_score) {
-          ticket.arm = arm;
-          best_score = arm_score;
-          ties = 1;
-        } else if (arm_score == best_score) {
-          ++ties;
-          if (stream_.uniform() * ties < 1) ticket.arm = arm;
-        }
-      }
+      ticket.arm = arms_.highest(stream_, [&](std::size_t arm) { return score(seen(arm)); });
     } else {
       seen_.clear();
-      for (const std::size_t arm : active_) seen_.push_back(seen(arm));
-      weights_.resize(active_.size());
+      for (const std::size_t arm : arms_.active()) seen_.push_back(seen(arm));
+      weights_.resize(seen_.size());
       policy_.weigh(totals, std::span<const ArmRecord>(seen_), std::span<double>(weights_));
       draw(ticket);
     }
@@ -161,18 +134,17 @@ class ArmChooser {
       chosen = i;
       if ((left -= weights_[i]) < 0) break;
     }
-    ticket.arm = active_[chosen];
+    ticket.arm = arms_.active()[chosen];
     ticket.probability = weights_[chosen] / sum;
   }
 
   std::string_view who_;
   Policy policy_;
   Stream stream_;
-  std::size_t first_arms_, arms_;
+  ActiveArms arms_;
   std::uint64_t next_id_ = 0;
   OpenTickets open_;
-  std::vector<std::size_t> active_;  // ascending
-  std::vector<ArmRecord> seen_;      // scratch of a drawing policy
+  std::vector<ArmRecord> seen_;  // scratch of a drawing policy
   std::vector<double> weights_;
 };
 

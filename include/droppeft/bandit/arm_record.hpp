@@ -46,6 +46,14 @@ struct ArmRecord {
   /// Mean squared deviation from the mean; 0 when there is no reward yet.
   double variance() const { return plays == 0 ? 0 : std::max(deviations / plays, 0.0); }
 
+  /// The same rewards r as (r - low) * scale.
+  ArmRecord scaled(double low, double scale) const {
+    ArmRecord record = *this;
+    record.sum = (sum - plays * low) * scale;
+    record.deviations *= scale * scale;
+    return record;
+  }
+
   /// Counts one more reward.
   void add(double reward) {
     const double apart = reward - mean(reward);

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "droppeft/bandit/active_arms.hpp"
 #include "droppeft/bandit/arm_record.hpp"
 #include "droppeft/bandit/arm_records.hpp"
 #include "droppeft/bandit/saved.hpp"
@@ -245,10 +246,9 @@ class LinearSelector {
       : policy_(options.policy),
         ridge_(options.ridge),
         dimension_(dimension),
-        first_arms_(arms),
+        arms_("LinearSelector", arms),
         stream_(options.stream),
         records_(arms, 0, 1) {
-    check(arms >= 1, "LinearSelector: arms must be at least 1, got ", arms);
     check(dimension >= 1 && dimension <= 65536,
           "LinearSelector: dimension must be in [1, 65536], got ", dimension);
     check(ridge_ >= 1e-50 && ridge_ <= 1e50,
@@ -256,11 +256,10 @@ class LinearSelector {
     policy_.validate();
     models_.assign(arms, Model(dimension, ridge_));
     row_.resize(dimension + 1);
-    for (std::size_t arm = 0; arm < arms; ++arm) active_.push_back(arm);
   }
 
   /// Arms that ever were, the retired ones too.
-  std::size_t arms() const { return records_.size(); }
+  std::size_t arms() const { return arms_.all(); }
 
   std::size_t dimension() const { return dimension_; }
 
@@ -280,22 +279,18 @@ class LinearSelector {
   std::size_t add_arm() {
     models_.emplace_back(dimension_, ridge_);
     records_.add_arm();
-    active_.push_back(arms() - 1);
+    arms_.add();
     return arms() - 1;
   }
 
   /// Never plays an arm again. Its open tickets remain. std::invalid_argument unless it is active.
-  void retire(std::size_t arm) {
-    check(active(arm), "LinearSelector::retire: arm ", arm,
-          " is not active: it was retired before, or never added");
-    active_.erase(std::ranges::lower_bound(active_, arm));
-  }
+  void retire(std::size_t arm) { arms_.retire(arm); }
 
-  bool active(std::size_t arm) const { return std::ranges::binary_search(active_, arm); }
+  bool active(std::size_t arm) const { return arms_.contains(arm); }
 
   /// Opens a ticket for the arm to play now. std::invalid_argument when all arms are retired.
   Ticket select(std::span<const double> context) {
-    check(!active_.empty(), "LinearSelector::select: all arms are retired");
+    arms_.check_any();
     check(context.size() == dimension_, "LinearSelector::select: context must have ", dimension_,
           " numbers, got ", context.size());
     for (std::size_t i = 0; i < dimension_; ++i)
@@ -331,20 +326,19 @@ class LinearSelector {
   nlohmann::json save() const {
     auto models = nlohmann::json::array();
     for (const Model& model : models_) models.push_back(model.received.save());
-    return {{"version", 1},
-            {"policy", Policy::name},
-            {"settings", policy_.settings()},
-            {"ridge", ridge_},
-            {"dimension", dimension_},
-            {"arms", first_arms_},
-            {"all_arms", arms()},
-            {"stream", stream_.state()},
-            {"next_id", next_id_},
-            {"open", open_.save()},
-            {"contexts", contexts_},
-            {"active", active_},
-            {"rewards", records_.save()},
-            {"models", models}};
+    nlohmann::json saved{{"version", 1},
+                         {"policy", Policy::name},
+                         {"settings", policy_.settings()},
+                         {"ridge", ridge_},
+                         {"dimension", dimension_},
+                         {"stream", stream_.state()},
+                         {"next_id", next_id_},
+                         {"open", open_.save()},
+                         {"contexts", contexts_},
+                         {"rewards", records_.save()},
+                         {"models", models}};
+    arms_.save_into(saved);
+    return saved;
   }
 
   /// Goes on from a saved state of a selector that was made with the same options, the stream
@@ -358,16 +352,12 @@ class LinearSelector {
     saved["settings"].expect(policy_.settings());
     saved["ridge"].expect(ridge_);
     saved["dimension"].expect(dimension_);
-    saved["arms"].expect(first_arms_);
     LinearSelector loaded(*this);
+    loaded.arms_.load(saved);
     loaded.stream_ = saved["stream"].stream();
     loaded.next_id_ = saved["next_id"].integer(OpenTickets::max_id);
-    const auto arms = static_cast<std::size_t>(saved["all_arms"].integer());
-    require(arms >= first_arms_, "LinearSelector.all_arms must be at least ", first_arms_, ", got ",
-            arms);
-    loaded.records_.load(saved["rewards"], arms, -limit, limit);
-    loaded.open_.load(saved["open"], loaded.next_id_, arms);
-    loaded.load_active(saved["active"]);
+    loaded.records_.load(saved["rewards"], loaded.arms(), -limit, limit);
+    loaded.open_.load(saved["open"], loaded.next_id_, loaded.arms());
     loaded.load_contexts(saved["contexts"]);
     loaded.load_models(saved["models"]);
     for (const Ticket& ticket : loaded.open_.tickets()) loaded.records_.open(ticket.arm);
@@ -393,24 +383,12 @@ class LinearSelector {
           arm);
   }
 
-  /// The arm with the highest score; among equals, a random one. Without a visit it is infinite.
+  /// The arm with the highest score, which is infinite without a visit.
   std::size_t choose(const double* context) {
-    std::size_t best = active_.front();
-    double best_score = -std::numeric_limits<double>::infinity();
-    std::uint32_t ties = 0;
-    for (const std::size_t arm : active_) {
-      const double arm_score = records_[arm].visits() == 0 ? std::numeric_limits<double>::infinity()
-                                                           : score(models_[arm], context);
-      if (arm_score > best_score) {
-        best = arm;
-        best_score = arm_score;
-        ties = 1;
-      } else if (arm_score == best_score) {
-        ++ties;
-        if (stream_.uniform() * ties < 1) best = arm;
-      }
-    }
-    return best;
+    return arms_.highest(stream_, [&](std::size_t arm) {
+      return records_[arm].visits() == 0 ? std::numeric_limits<double>::infinity()
+                                         : score(models_[arm], context);
+    });
   }
 
   double score(const Model& model, const double* context) {
@@ -443,15 +421,6 @@ class LinearSelector {
       if (open_.tickets()[i].arm == arm) add_open(arm, contexts_.data() + i * dimension_);
   }
 
-  void load_active(const Saved& active) {
-    active_.clear();
-    for (std::size_t i = 0; i < active.size(); ++i) {
-      active_.push_back(static_cast<std::size_t>(active.at(i).integer(arms() - 1)));
-      require(i == 0 || active_[i - 1] < active_[i], "LinearSelector.active must ascend, got ",
-              active_[i]);
-    }
-  }
-
   void load_contexts(const Saved& contexts) {
     const std::size_t size = open_.tickets().size() * dimension_;
     require(contexts.size() == size, "LinearSelector.contexts must have ", size, " elements, got ",
@@ -474,12 +443,12 @@ class LinearSelector {
 
   Policy policy_;
   double ridge_;
-  std::size_t dimension_, first_arms_;
+  std::size_t dimension_;
+  ActiveArms arms_;
   Stream stream_;
   std::uint64_t next_id_ = 0;
   OpenTickets open_;
-  std::vector<double> contexts_;     // of the open tickets, in their order
-  std::vector<std::size_t> active_;  // ascending
+  std::vector<double> contexts_;  // of the open tickets, in their order
   ArmRecords records_;
   std::vector<Model> models_;
   std::vector<double> row_;  // scratch: a context and its reward

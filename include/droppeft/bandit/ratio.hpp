@@ -186,10 +186,7 @@ requires(!detail::Observing<Policy>) class RatioSelector {
     const double rate = this->rate();
     const RewardRange rewards = against(rate);
     const Ticket ticket = chooser_.select([&](std::size_t arm) {
-      ArmRecord record = records_[arm].against(rate);
-      record.sum = (record.sum - record.plays * rewards.low) * rewards.scale();
-      record.deviations *= rewards.scale() * rewards.scale();
-      return record;
+      return records_[arm].against(rate).scaled(rewards.low, rewards.scale());
     });
     records_.open(ticket.arm);
     return ticket;

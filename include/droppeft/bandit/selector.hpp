@@ -110,12 +110,8 @@ class BanditSelector {
     const bool own_unit = detail::Observing<Policy> || !range_.known();
     const double low = own_unit ? 0 : range_.low;
     const double scale = own_unit ? 1 : range_.scale();
-    const Ticket ticket = chooser_.select([&](std::size_t arm) {
-      ArmRecord record = records_[arm];
-      record.sum = (record.sum - record.plays * low) * scale;
-      record.deviations *= scale * scale;
-      return record;
-    });
+    const Ticket ticket =
+        chooser_.select([&](std::size_t arm) { return records_[arm].scaled(low, scale); });
     records_.open(ticket.arm);
     return ticket;
   }
