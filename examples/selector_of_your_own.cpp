@@ -52,10 +52,10 @@ class Turns {
 static_assert(dp::Selector<Turns>);
 
 int main() {
-  dp::SelectorConfigurator configurator(Turns(7));
+  dp::SelectorConfigurator configurator(Turns(7), dp::configurations());
   dp::Stream device(/*seed=*/0);
   for (int round = 0; round < 20; ++round) {
-    for (const dp::Assignment& each : configurator.assign(/*devices=*/5)) {
+    for (const auto& each : configurator.assign(/*devices=*/5)) {
       const double rate = each.configuration.mean_rate;  // here two thirds dropped pay best
       configurator.report(each, 1 - rate * rate + 0.1 * device.uniform(), 1.2 - rate);
     }

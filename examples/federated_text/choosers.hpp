@@ -8,6 +8,7 @@
 #include <droppeft/bandit/exp3.hpp>
 #include <droppeft/bandit/kl_ucb.hpp>
 #include <droppeft/bandit/moss.hpp>
+#include <droppeft/bandit/shared_prior.hpp>
 #include <droppeft/bandit/softmax.hpp>
 #include <droppeft/bandit/thompson.hpp>
 #include <droppeft/bandit/ucb.hpp>
@@ -23,9 +24,14 @@
 #include <vector>
 
 /// Who decides the drop rates of the devices.
-using Configurator =
-    std::variant<droppeft::PaceConfigurator, droppeft::SelectorConfigurator<droppeft::AnySelector>,
-                 droppeft::PopulationConfigurator>;
+using Configurator = std::variant<
+    droppeft::PaceConfigurator,
+    droppeft::SelectorConfigurator<droppeft::AnySelector,
+                                   droppeft::ConfigurationGrid<droppeft::Configuration>>,
+    droppeft::SelectorConfigurator<droppeft::SharedPriorSelector<droppeft::GaussianThompson>,
+                                   droppeft::ConfigurationGrid<droppeft::Configuration>>,
+    droppeft::PopulationConfigurator>;
+using Assignment = droppeft::Assignment<droppeft::Configuration>;
 
 /// A bandit by the name that --selector gives it. A configurator's rewards are in [0, 1] with a
 /// standard deviation of 1/4 and less: those that can be told so are.
@@ -74,9 +80,37 @@ inline constexpr NamedSelector named_selectors[] = {
 
 /// What --selector may be.
 inline std::vector<std::string> selector_names() {
-  std::vector<std::string> names{"pace", "paper"};
+  std::vector<std::string> names{"pace", "paper", "shared-thompson"};
   for (const NamedSelector& each : named_selectors) names.emplace_back(each.name);
   return names;
+}
+
+/// A mean rate as written in an option, in (0, 0.95] or, if `zero` may be, [0, 0.95].
+inline double parse_mean_rate(const std::string& text, const char* option, bool zero) {
+  double mean = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), mean);
+  droppeft::check(error == std::errc() && end == text.data() + text.size() && mean <= 0.95 &&
+                      (mean > 0 || (zero && mean == 0)),
+                  option, ": a mean rate must be a number in ", zero ? '[' : '(', "0, 0.95], got '",
+                  text, "'");
+  return mean;
+}
+
+inline droppeft::RateShape parse_shape(const std::string& text, const char* option) {
+  try {
+    return droppeft::parse_rate_shape(text);
+  } catch (const std::invalid_argument& error) {
+    throw std::invalid_argument(std::string(option) + ": " + error.what());
+  }
+}
+
+/// The configuration that --drop-rate names if it is not auto: "MEAN" or "MEAN:SHAPE".
+inline droppeft::Configuration fixed_configuration(const std::string& text) {
+  const std::size_t colon = std::min(text.find(':'), text.size());
+  droppeft::Configuration fixed{.mean_rate =
+                                    parse_mean_rate(text.substr(0, colon), "--drop-rate", true)};
+  if (colon < text.size()) fixed.shape = parse_shape(text.substr(colon + 1), "--drop-rate");
+  return fixed;
 }
 
 /// The configurations that --space names, "MEANS" or "MEANS:SHAPES": no dropout, and each of the
@@ -96,28 +130,23 @@ inline std::vector<droppeft::Configuration> configurations_of(const std::string&
   const std::size_t colon = std::min(space.find(':'), space.size());
   std::vector<double> means;
   for (const std::string& part : parts(space.substr(0, colon))) {
-    double mean = 0;
-    const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), mean);
-    check(error == std::errc() && end == part.data() + part.size() && mean > 0 && mean <= 0.95,
-          "--space must begin with mean rates in (0, 0.95], as in 0.33,0.67, got '", part, "'");
+    const double mean = parse_mean_rate(part, "--space", false);
     check(means.empty() || mean > means.back(), "--space: mean rates must ascend, got ", mean,
           " after ", means.empty() ? 0 : means.back());
     means.push_back(mean);
   }
   std::vector<droppeft::RateShape> shapes;
   if (colon < space.size())
-    for (const std::string& part : parts(space.substr(colon + 1))) try {
-        shapes.push_back(droppeft::parse_rate_shape(part));
-      } catch (const std::invalid_argument& error) {
-        throw std::invalid_argument(std::string("--space: ") + error.what());
-      }
+    for (const std::string& part : parts(space.substr(colon + 1)))
+      shapes.push_back(parse_shape(part, "--space"));
   return shapes.empty() ? droppeft::configurations(means) : droppeft::configurations(means, shapes);
 }
 
-/// The chooser that --selector and --space name; both must be right.
+/// The chooser that --selector and --space name, which must be right, for devices of these classes.
 inline Configurator make_configurator(const std::string& selector, const std::string& space,
+                                      const std::vector<std::size_t>& classes,
                                       const droppeft::Stream& stream) {
-  if (selector == "paper") return droppeft::PopulationConfigurator({.stream = stream});
+  if (selector == "paper") return droppeft::population_configurator({.stream = stream});
   const auto grid = configurations_of(space);
   if (selector == "pace") {
     droppeft::PaceOptions options{.stream = stream};
@@ -127,6 +156,11 @@ inline Configurator make_configurator(const std::string& selector, const std::st
         options.rates.push_back(each.mean_rate);
     return droppeft::PaceConfigurator(options);
   }
+  if (selector == "shared-thompson")
+    return droppeft::SelectorConfigurator(
+        droppeft::SharedPriorSelector<droppeft::GaussianThompson>(
+            grid.size(), classes, {.stream = stream, .policy = {.noise_sd = 0.2}}),
+        grid);
   const auto named = std::ranges::find(named_selectors, selector, &NamedSelector::name);
   return droppeft::SelectorConfigurator(named->make(grid.size(), stream), grid);
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <droppeft/federated/budget.hpp>
 #include <string_view>
 
 #include "models/bert.hpp"
@@ -22,6 +23,17 @@ struct LayerCost {
   /// twice. Nothing without adapters.
   double backward(const Batch& batch) const {
     return rank > 0 ? linear(batch) + 2 * attention(batch) + 2 * adapter(batch) : 0;
+  }
+
+  /// Bytes of a training step whose batch has so many places, padding too, beside the weights. As
+  /// derived in docs/bench.md, f being the inner width: each active layer keeps 28 d + 4 f + 4 a +
+  /// 16 + 8 r bytes a place, and the one that runs needs 8 f more. Upper bounds beside that: 16 d a
+  /// place for the embeddings and the head's input, and the trained parameters five times (old,
+  /// new, gradient, two moments).
+  droppeft::StepBytes step_bytes(std::int64_t places, std::int64_t trained_bytes) const {
+    const double n = number(places), d = number(config.width), f = number(config.inner);
+    return {n * (28 * d + 4 * f + 4 * number(config.heads) + 16 + 8 * number(rank)),
+            n * (16 * d + 8 * f) + 5 * number(trained_bytes)};
   }
 
  private:

@@ -15,22 +15,26 @@
 
 #include "text_data.hpp"
 
-/// A speed class: the fp32 arithmetic that a device sustains in training, FLOP/s. The figures are
-/// our assumption, at the scale of a Raspberry Pi 4, a Raspberry Pi 5 and a small laptop.
+/// A speed class: the fp32 arithmetic that a device sustains in training, FLOP/s, and its memory
+/// for that in those of a slow one. The figures are our assumption, at the scale of a Raspberry Pi
+/// 4, a Raspberry Pi 5 and a small laptop.
 struct SpeedClass {
   std::string_view name;
   double flops;
+  double memory;
 };
-inline constexpr std::array speed_classes{SpeedClass{"slow", 10e9}, SpeedClass{"middle", 30e9},
-                                          SpeedClass{"fast", 90e9}};
+inline constexpr std::array speed_classes{
+    SpeedClass{"slow", 10e9, 1}, SpeedClass{"middle", 30e9, 2}, SpeedClass{"fast", 90e9, 4}};
 
 /// One simulated device.
 struct Device {
   std::vector<std::size_t> train;  // rows that it trains on
   std::vector<std::size_t> held;   // rows held back to measure a gain on, if any
   std::vector<std::size_t> test;   // its share of the test set
-  SpeedClass speed;
-  double bandwidth;  // bits per second, either way
+  std::size_t speed;               // its place in speed_classes
+  double bandwidth;                // bits per second, either way
+
+  const SpeedClass& speed_class() const { return speed_classes.at(speed); }
 };
 
 /// Deals `rows` of each class to `shares`: shares[class][device], each class summing to 1.
@@ -102,8 +106,7 @@ inline std::vector<Device> make_devices(const TextData& data, std::size_t count,
     std::vector<std::size_t> back(rows.end() - static_cast<std::ptrdiff_t>(held), rows.end());
     rows.resize(rows.size() - held);
     devices.push_back({std::move(rows), std::move(back), std::move(test[device]),
-                       speed_classes[device % speed_classes.size()],
-                       1e6 * std::pow(100.0, numbers.uniform())});
+                       device % speed_classes.size(), 1e6 * std::pow(100.0, numbers.uniform())});
   }
   return devices;
 }

@@ -7,14 +7,12 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <cstdlib>
-#include <droppeft/bandit/thompson.hpp>
-#include <droppeft/bandit/ucb.hpp>
 #include <droppeft/configurator.hpp>
 #include <droppeft/core/module.hpp>
 #include <droppeft/core/state.hpp>
 #include <droppeft/dropout/gate.hpp>
 #include <droppeft/federated/agreement.hpp>
+#include <droppeft/federated/budget.hpp>
 #include <droppeft/federated/fedavg.hpp>
 #include <droppeft/federated/layer_sharing.hpp>
 #include <droppeft/federated/pace.hpp>
@@ -45,20 +43,32 @@
 #include "text_data.hpp"
 #include "training.hpp"
 
+/// What was believed of a configuration, or a pace, after a round: a 95 % interval of its worth, in
+/// the unit of whoever chose, and how many reports it rests on.
+struct Belief {
+  std::string name;
+  double worth = 0, half_width = 0, reports = 0;
+};
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Belief, name, worth, half_width, reports)
+
 /// A line of metrics.jsonl. Seconds and bytes are sums since the start, peak_bytes is the highest;
-/// the lists have an element for each device of the round, rates being means over layers, gains
-/// what the configurator was told (none without one).
+/// loss is that of training. The lists have an element for each device of the round: rates are
+/// means over layers, gains what --reward says (none for a device alone), layer and other seconds
+/// what the round costs it at full depth, as a RoundCost; played has a configuration for each, or
+/// the pace of all, where something chooses, and beliefs what that thinks of all it may choose.
 struct RoundMetrics {
   std::int64_t round = 0;
   double sim_seconds = 0, wall_seconds = 0;
-  double accuracy = 0, personal_accuracy = 0, loss = 0;
-  std::vector<double> drop_rates, gains;
-  std::vector<std::string> device_classes;
+  double accuracy = 0, personal_accuracy = 0, loss = 0, test_loss = 0;
+  std::vector<double> drop_rates, gains, layer_seconds, other_seconds;
+  std::vector<std::string> device_classes, played;
+  std::vector<Belief> beliefs;
   std::vector<std::int64_t> device_peak_bytes;
   std::int64_t peak_bytes = 0, bytes_up = 0, bytes_down = 0;
 };
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(RoundMetrics, round, sim_seconds, wall_seconds, accuracy,
-                                   personal_accuracy, loss, drop_rates, gains, device_classes,
+                                   personal_accuracy, loss, test_loss, drop_rates, gains,
+                                   layer_seconds, other_seconds, device_classes, played, beliefs,
                                    device_peak_bytes, peak_bytes, bytes_up, bytes_down)
 
 /// A simulated federation: one frozen encoder, of which every device sees the whole, and an adapter
@@ -88,8 +98,13 @@ class Federation {
                             root_.fold(stream_of_split));
     personal_.resize(devices_.size());
     global_ = droppeft::trainable_state(*model_);
-    configurator_.emplace(
-        make_configurator(settings.selector, settings.space, root_.fold(stream_of_configurator)));
+    std::vector<std::size_t> classes;
+    for (const Device& device : devices_) {
+      classes.push_back(device.speed);
+      least_rates_.push_back(least_rate(device));
+    }
+    configurator_.emplace(make_configurator(settings.selector, settings.space, classes,
+                                            root_.fold(stream_of_configurator)));
   }
 
   std::int64_t rounds_done() const { return static_cast<std::int64_t>(metrics_.size()); }
@@ -113,15 +128,17 @@ class Federation {
     ++now.round;
     now.loss = 0;
     now.drop_rates.clear();
-    now.gains.clear();
+    now.layer_seconds.clear();
+    now.other_seconds.clear();
     now.device_classes.clear();
+    now.played.clear();
     now.device_peak_bytes.clear();
     const droppeft::Stream stream =
         root_.fold(stream_of_rounds).fold(number<std::uint64_t>(now.round));
     std::vector<Task> tasks;
     for (const auto client : sample_participants(stream.fold(0)))
       tasks.push_back(make_task(client, stream.fold(1 + client)));
-    const auto assignments = set_rates(tasks);
+    const auto assignments = set_rates(tasks, now.played);
 
     std::vector<Sent> received;
     std::vector<double> weights;
@@ -138,13 +155,19 @@ class Federation {
       slowest = std::max(slowest, sent.seconds);
       now.loss += sent.loss / static_cast<double>(tasks.size());
       now.drop_rates.push_back(mean(tasks[i].drop_rates));
-      now.device_classes.emplace_back(devices_[tasks[i].client].speed.name);
+      now.layer_seconds.push_back(tasks[i].cost.layer_seconds);
+      now.other_seconds.push_back(tasks[i].cost.other_seconds);
+      now.device_classes.emplace_back(devices_[tasks[i].client].speed_class().name);
       now.device_peak_bytes.push_back(sent.peak_bytes);
       now.peak_bytes = std::max(now.peak_bytes, sent.peak_bytes);
       now.bytes_up += sent.shared.nbytes();
       now.bytes_down += sent.bytes_down;
     }
-    if (adaptive()) now.gains = report(assignments, tasks, received, weights);
+    now.gains = gains_of(received, weights);
+    if (adaptive()) {
+      report(assignments, tasks, received, now.gains);
+      now.beliefs = beliefs();
+    }
     global_ = global_.updated(server_step(average.value()));
     now.sim_seconds += slowest;
 
@@ -281,13 +304,14 @@ class Federation {
       const Batch batch = make_batch(data_.train, rows);
       flops += number(model_->config.layers) * (cost_.forward(batch) + cost_.backward(batch));
     }
-    task.cost.layer_seconds = flops / device.speed.flops;
+    task.cost.layer_seconds = flops / device.speed_class().flops;
     // What it will send is not known before; layers are of one size.
     const double up =
         number(global_.nbytes()) *
         (settings_.share_layers > 0 ? number(settings_.share_layers) / number(model_->config.layers)
                                     : 1);
-    task.cost.other_seconds = test_flops(device) / device.speed.flops +
+    task.cost.least_rate = least_rates_[client];
+    task.cost.other_seconds = test_flops(device) / device.speed_class().flops +
                               8 * (number(down(client).nbytes()) + up) / device.bandwidth;
     return task;
   }
@@ -306,29 +330,58 @@ class Federation {
     return flops;
   }
 
+  /// The lowest mean drop rate that a device's memory holds when its longest texts fill a batch.
+  double least_rate(const Device& device) const {
+    if (settings_.memory == 0 || !drops()) return 0;
+    std::size_t longest = 0;
+    for (const auto row : device.train) longest = std::max(longest, data_.train[row].ids.size());
+    const double bytes = 1e6 * settings_.memory * device.speed_class().memory;
+    const droppeft::RoundCost any{.layer_seconds = 1};
+    try {
+      return droppeft::least_drop_rate(
+          {.bytes = bytes}, any,
+          cost_.step_bytes(settings_.batch * static_cast<std::int64_t>(longest), global_.nbytes()),
+          layers());
+    } catch (const std::invalid_argument& error) {
+      throw std::invalid_argument("--memory: a " + std::string(device.speed_class().name) +
+                                  " device cannot take part: " + error.what());
+    }
+  }
+
+  /// What the devices of a round may be assigned. With --pace round each drops what it must anyway.
+  std::vector<droppeft::DeviceRequest> requests(const std::vector<Task>& tasks) const {
+    std::vector<droppeft::DeviceRequest> requests;
+    for (const Task& task : tasks)
+      requests.push_back({task.client, settings_.pace == "device" ? task.cost.least_rate : 0.0});
+    return requests;
+  }
+
   /// Gives each device of a round its drop rates; the assignments behind them, if there are any.
   /// With --pace round, a configuration says how long the round would take if all devices followed
   /// it, and each drops only as much as that takes.
-  std::vector<droppeft::Assignment> set_rates(std::vector<Task>& tasks) {
+  std::vector<Assignment> set_rates(std::vector<Task>& tasks, std::vector<std::string>& played) {
     std::vector<droppeft::RoundCost> costs;
     for (const Task& task : tasks) costs.push_back(task.cost);
     std::vector<droppeft::Configuration> configurations(tasks.size());
-    std::vector<droppeft::Assignment> assignments;
+    std::vector<Assignment> assignments;
     if (adaptive()) {
       std::visit(
           [&](auto& configurator) {
-            if constexpr (is_pace<decltype(configurator)>)
-              std::ranges::fill(configurations,
-                                droppeft::Configuration{.mean_rate = configurator.choose(costs)});
-            else
-              assignments = configurator.assign(tasks.size());
+            if constexpr (is_pace<decltype(configurator)>) {
+              const droppeft::Configuration pace{.mean_rate = configurator.choose(costs)};
+              std::ranges::fill(configurations, pace);
+              played.push_back(to_string(pace));
+            } else {
+              assignments = configurator.assign(requests(tasks));
+            }
           },
           *configurator_);
-      for (std::size_t i = 0; i < assignments.size(); ++i)
+      for (std::size_t i = 0; i < assignments.size(); ++i) {
         configurations[i] = assignments[i].configuration;
+        played.push_back(to_string(configurations[i]));
+      }
     } else if (drops()) {
-      for (auto& each : configurations)
-        each.mean_rate = std::strtod(settings_.drop_rate.c_str(), nullptr);
+      std::ranges::fill(configurations, fixed_configuration(settings_.drop_rate));
     }
     for (std::size_t i = 0; i < tasks.size(); ++i) {
       if (settings_.pace == "round") {
@@ -336,6 +389,7 @@ class Federation {
         tasks[i].share_of_full_depth = deadline / droppeft::round_seconds(costs, 0);
         configurations[i].mean_rate = costs[i].drop_rate(deadline);
       }
+      configurations[i].mean_rate = std::max(configurations[i].mean_rate, costs[i].least_rate);
       tasks[i].drop_rates = configurations[i].drop_rates(layers());
     }
     return assignments;
@@ -353,20 +407,25 @@ class Federation {
                         number(settings_.local_steps));
   }
 
-  /// Tells the configurator what each device gained, which it returns, and at which cost: of the
-  /// round's seconds at the pace of its configuration the share of those at full depth, or with
-  /// --pace device of its own; the paper takes its own seconds. Gains are lengths of whole updates,
-  /// so they count layers as trained, without add()'s weights.
-  std::vector<double> report(const std::vector<droppeft::Assignment>& assignments,
-                             const std::vector<Task>& tasks, const std::vector<Sent>& received,
-                             const std::vector<double>& weights) {
+  /// What each device gained by --reward. Agreements are lengths of whole updates, so they count
+  /// layers as trained, without add()'s weights; a device alone has none.
+  std::vector<double> gains_of(const std::vector<Sent>& received,
+                               const std::vector<double>& weights) const {
     std::vector<double> gains;
     std::vector<droppeft::State> updates;
     for (const Sent& sent : received) {
       gains.push_back(sent.gain);
       updates.push_back(sent.update);
     }
-    if (settings_.reward == "agreement") gains = droppeft::agreement(updates, weights);
+    if (settings_.reward != "agreement") return gains;
+    return received.size() > 1 ? droppeft::agreement(updates, weights) : std::vector<double>{};
+  }
+
+  /// Tells the configurator what each device gained and at which cost: of the round's seconds at
+  /// the pace of its configuration the share of those at full depth, or with --pace device of its
+  /// own; the paper takes its own seconds.
+  void report(const std::vector<Assignment>& assignments, const std::vector<Task>& tasks,
+              const std::vector<Sent>& received, const std::vector<double>& gains) {
     const auto seconds = [&](std::size_t i) {
       if (settings_.pace == "round") return tasks[i].share_of_full_depth;
       if (settings_.selector == "paper") return received[i].seconds;
@@ -385,7 +444,28 @@ class Federation {
           }
         },
         *configurator_);
-    return gains;
+  }
+
+  std::vector<Belief> beliefs() const {
+    std::vector<Belief> beliefs;
+    std::visit(
+        [&](const auto& configurator) {
+          if constexpr (is_pace<decltype(configurator)>)
+            for (const auto& each : configurator.beliefs())
+              beliefs.push_back({to_string(droppeft::Configuration{.mean_rate = each.rate}),
+                                 each.gain, 1.96 * each.sd, each.reports});
+          else
+            for (const auto& each : configurator.estimates())
+              if (each.plays > 0) {
+                // Rewards have a deviation of at most 1/4; few reports may show less.
+                const double sd = std::sqrt((each.plays * std::pow(each.reward_sd, 2) + 0.0625) /
+                                            (each.plays + 1));
+                beliefs.push_back({to_string(each.configuration), each.mean_reward,
+                                   1.96 * sd / std::sqrt(each.plays), each.plays});
+              }
+        },
+        *configurator_);
+    return beliefs;
   }
 
   droppeft::Plan draw_plan(const std::vector<double>& rates, droppeft::Stream stream) const {
@@ -474,7 +554,7 @@ class Federation {
                (mine.contains(name) || (layer && active[*layer] > 0));
       });
 
-    sent.seconds = flops / device.speed.flops +
+    sent.seconds = flops / device.speed_class().flops +
                    8 * number(sent.bytes_down + sent.shared.nbytes()) / device.bandwidth;
     return sent;
   }
@@ -500,6 +580,7 @@ class Federation {
     droppeft::load_state(*model_, global_);
     const Evaluation shared = evaluate(model_, data_.test, all);
     metrics.accuracy = shared.accuracy();
+    metrics.test_loss = shared.loss;
     double sum = 0;
     std::size_t tested = 0;
     for (std::size_t client = 0; client < devices_.size(); ++client) {
@@ -526,6 +607,7 @@ class Federation {
   std::map<std::string, std::string> inputs_;  // fingerprints of what a run must not change
   LayerCost cost_;
   std::vector<Device> devices_;
+  std::vector<double> least_rates_;  // of the devices
   std::optional<Configurator> configurator_;
   droppeft::State global_, velocity_;
   std::vector<droppeft::State> personal_;

@@ -43,7 +43,8 @@ Settings parse(CLI::App& app, int argc, char** argv) {
          "folder with train.csv and test.csv (label,text), another file is not read; default: "
          "built-in messages");
   option("--out", s.out,
-         "folder for metrics.jsonl, summary.json, accuracy.png, adapter.safetensors");
+         "folder for metrics.jsonl, summary.json, accuracy.png, choices.png (what was played and "
+         "believed), adapter.safetensors");
   app.add_flag("--resume", s.resume, "go on from the checkpoint in --out");
   app.add_flag("--overwrite", s.overwrite, "replace the run in --out");
   option("--rounds", s.rounds,
@@ -66,7 +67,8 @@ Settings parse(CLI::App& app, int argc, char** argv) {
          "times the log of the device's class shares, added to the logits in training; 0: none");
   option("--drop-rate", s.drop_rate,
          "mean share of layers dropped, in [0, 0.95], with --pace round by the slowest device and "
-         "less by the others; auto: what --selector chooses");
+         "less by the others, and if you like its shape over the depth, as in 0.5:incremental; "
+         "auto: what --selector chooses");
   option("--gate", s.gate,
          "fixed: k layers a step; bernoulli: each layer by itself, as in the paper");
   option(
@@ -78,7 +80,8 @@ Settings parse(CLI::App& app, int argc, char** argv) {
     bandits += (bandits.empty() ? "" : ", ") + std::string(each.name);
   option("--selector", s.selector,
          "who chooses: pace, which knows what a pace costs and learns what it gains; paper, a "
-         "population of configurations, one a device; or a bandit on a grid of them: " +
+         "population of configurations, one a device; shared-thompson, a bandit a device, whose "
+         "prior its speed class shares; or one bandit on a grid of them: " +
              bandits);
   option("--space", s.space,
          "what is chosen from, beside no dropout: mean rates, and for a bandit shapes over the "
@@ -87,6 +90,11 @@ Settings parse(CLI::App& app, int argc, char** argv) {
       "--reward", s.reward,
       "gain of a device: agreement, how far its update goes the way of the others'; loss, its fall "
       "on rows held back; accuracy, its rise, as in the paper");
+  option(
+      "--memory", s.memory,
+      "MB that a slow device has for a training step beside the model's weights, middle ones "
+      "have twice, fast ones four times as much: devices drop what does not fit; fedlora cannot; "
+      "0: no limit");
   option("--share-layers", s.share_layers,
          "layers that a device shares, the rest is personal; 0: all");
   option("--target-accuracy", s.target_accuracy,
@@ -119,8 +127,9 @@ Settings parse(CLI::App& app, int argc, char** argv) {
       check(app.count(name) == 0, name, " has no effect with ", why, ": leave one of them out");
   };
   if (s.method == "fedlora" && !s.compare)
-    without_effect({"--drop-rate", "--gate", "--pace", "--selector", "--space", "--reward"},
-                   "--method fedlora");
+    without_effect(
+        {"--drop-rate", "--gate", "--pace", "--selector", "--space", "--reward", "--memory"},
+        "--method fedlora");
   if (s.drop_rate != "auto")
     without_effect({"--selector", "--space", "--reward"}, "--drop-rate " + s.drop_rate);
   check(!s.resume || !s.overwrite, "--resume and --overwrite exclude each other");
@@ -160,12 +169,11 @@ Settings parse(CLI::App& app, int argc, char** argv) {
         "--server-momentum must be in [0, 1), got ", s.server_momentum);
   check(std::isfinite(s.logit_adjustment) && s.logit_adjustment >= 0,
         "--logit-adjustment must be finite and at least 0, got ", s.logit_adjustment);
-  if (s.drop_rate != "auto") {
-    char* end = nullptr;
-    const double rate = std::strtod(s.drop_rate.c_str(), &end);
-    check(end != s.drop_rate.c_str() && *end == '\0' && rate >= 0 && rate <= 0.95,
-          "--drop-rate must be auto or in [0, 0.95], got '", s.drop_rate, "'");
-  }
+  if (s.drop_rate != "auto") fixed_configuration(s.drop_rate);
+  check(std::isfinite(s.memory) && s.memory >= 0, "--memory must be finite and at least 0 MB, got ",
+        s.memory);
+  check(s.memory == 0 || s.gate == "fixed",
+        "--memory needs --gate fixed: with bernoulli all layers may be active in a step");
   at_least("--share-layers", s.share_layers, 0);
   check(s.target_accuracy >= 0 && s.target_accuracy <= 1,
         "--target-accuracy must be in [0, 1], got ", s.target_accuracy);
@@ -197,7 +205,7 @@ void check_out(const Settings& settings, const fs::path& folder) {
 /// Removes what a run has left in a folder.
 void clear(const fs::path& folder) {
   for (const char* file : {"checkpoint.safetensors", "metrics.jsonl", "summary.json",
-                           "accuracy.png", "adapter.safetensors"})
+                           "accuracy.png", "choices.png", "adapter.safetensors"})
     fs::remove(folder / file);
 }
 
@@ -321,6 +329,7 @@ void federated_text(const Settings& settings) {
     run.target = settings.target_accuracy;
     write_summary(run, settings.out);
     draw(settings.out / "accuracy.png", {run});
+    draw_choices(settings.out / "choices.png", run.metrics);
     std::cout << "wrote " << (settings.out / "summary.json").string() << "\n";
     return;
   }
@@ -347,6 +356,7 @@ void federated_text(const Settings& settings) {
   print_comparison(a, b);
   draw(plain_folder / "accuracy.png", {plain});
   draw(dropped_folder / "accuracy.png", {dropped});
+  draw_choices(dropped_folder / "choices.png", dropped.metrics);
   draw(settings.out / "accuracy.png", {plain, dropped});
   std::cout << "\nwrote " << (settings.out / "accuracy.png").string() << " and summary.json\n";
 }

@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <droppeft/io/replacing_file.hpp>
 #include <filesystem>
+#include <functional>
 #include <iomanip>
 #include <iostream>
 #include <memory>
@@ -127,8 +128,18 @@ inline std::string quoted(const std::string& text) {
   return result + "'";
 }
 
+/// Runs a script that writes `path`. Says so and goes on without gnuplot.
+inline void run_gnuplot(const std::filesystem::path& path, const std::string& script) {
+  std::signal(SIGPIPE, SIG_IGN);  // gnuplot may not be there to read
+  std::unique_ptr<FILE, int (*)(FILE*)> gnuplot(popen("gnuplot 2>/dev/null", "w"), pclose);
+  const bool written =
+      gnuplot && std::fwrite(script.data(), 1, script.size(), gnuplot.get()) == script.size();
+  const bool drawn = written && pclose(gnuplot.release()) == 0;
+  if (!drawn) std::cout << path.string() << " was not drawn: it needs gnuplot\n";
+}
+
 /// Draws accuracy against simulated time, and beside it, when there are two runs, the second's
-/// seconds, bytes and memory as shares of the first's. Says so and goes on without gnuplot.
+/// seconds, bytes and memory as shares of the first's.
 inline void draw(const std::filesystem::path& path, const std::vector<Run>& runs) {
   std::ostringstream plot;
   const bool pair = runs.size() == 2;
@@ -189,13 +200,65 @@ inline void draw(const std::filesystem::path& path, const std::vector<Run>& runs
          << "plot $bars using 1:2:xtic(3) with boxes lc '#d1495b', '' using "
             "1:2:($2 > 0 ? sprintf('%.0f',$2) : '') with labels offset 0,0.7\nunset multiplot\n";
   }
-  std::signal(SIGPIPE, SIG_IGN);  // gnuplot may not be there to read
-  std::unique_ptr<FILE, int (*)(FILE*)> gnuplot(popen("gnuplot 2>/dev/null", "w"), pclose);
-  const std::string script = plot.str();
-  const bool written =
-      gnuplot && std::fwrite(script.data(), 1, script.size(), gnuplot.get()) == script.size();
-  const bool drawn = written && pclose(gnuplot.release()) == 0;
-  if (!drawn) std::cout << path.string() << " was not drawn: it needs gnuplot\n";
+  run_gnuplot(path, plot.str());
+}
+
+/// Draws by round which configurations, or paces, were played, the larger the more devices did, and
+/// beneath what was believed of each, with its 95 % interval. Nothing where nothing chose.
+inline void draw_choices(const std::filesystem::path& path,
+                         const std::vector<RoundMetrics>& metrics) {
+  const auto& last = metrics.back().beliefs;
+  if (last.empty()) return;
+  std::vector<std::string> names;
+  for (const Belief& belief : last) names.push_back(belief.name);
+  std::ostringstream plot;
+  plot << "set terminal pngcairo size 1000," << 420 + 24 * names.size()
+       << " font 'sans,11' enhanced\nset output " << quoted(path.string()) << "\n";
+  for (std::size_t arm = 0; arm < names.size(); ++arm) {
+    plot << "$played" << arm << " << EOD\n0 0 0\n";
+    for (const RoundMetrics& round : metrics)
+      if (const auto times = std::ranges::count(round.played, names[arm]); times > 0)
+        plot << round.round << ' ' << arm << ' '
+             << 3 * std::sqrt(static_cast<double>(times) / static_cast<double>(round.played.size()))
+             << '\n';
+    plot << "EOD\n$believed" << arm << " << EOD\n";
+    for (const RoundMetrics& round : metrics)
+      for (const Belief& belief : round.beliefs)
+        if (belief.name == names[arm])
+          plot << round.round << ' ' << belief.worth << ' ' << belief.half_width << '\n';
+    plot << "EOD\n";
+  }
+  const auto each_arm = [&](const std::function<void(const std::string& number)>& write) {
+    for (std::size_t arm = 0; arm < names.size(); ++arm) {
+      plot << (arm ? ", " : "plot ");
+      write(std::to_string(arm));
+    }
+    plot << '\n';
+  };
+  const double share = (60 + 24.0 * static_cast<double>(names.size())) /
+                       (420 + 24.0 * static_cast<double>(names.size()));
+  plot << "set multiplot\nset border 3\nset tics nomirror\nset lmargin 20\nset rmargin 24\nset "
+          "xrange [0:"
+       << metrics.back().round + 1 << "]\nset size 1," << share << "\nset origin 0," << 1 - share
+       << "\nunset key\nset title 'played'\nset yrange [-0.6:" << names.size() << " - 0.4]\n"
+       << "set ytics (";
+  for (std::size_t arm = 0; arm < names.size(); ++arm)
+    plot << (arm ? ", " : "") << quoted(names[arm]) << ' ' << arm;
+  plot << ")\n";
+  each_arm([&](const std::string& arm) {
+    plot << "$played" << arm << " using 1:($3 > 0 ? $2 : NaN):3 with points pt 7 ps variable lt "
+         << arm << " + 1";
+  });
+  plot << "set size 1," << 1 - share << "\nset origin 0,0\nset title 'believed worth, 95 % "
+       << "intervals'\nset autoscale y\nset ytics auto\nset xlabel 'round'\n"
+       << "set style fill transparent solid 0.12 noborder\nset key outside right\n";
+  each_arm([&](const std::string& arm) {
+    plot << "$believed" << arm << " using 1:($2 - $3):($2 + $3) with filledcurves lt " << arm
+         << " + 1 notitle, $believed" << arm << " using 1:2 with lines lw 2 lt " << arm
+         << " + 1 title " << quoted(names[std::stoul(arm)]);
+  });
+  plot << "unset multiplot\n";
+  run_gnuplot(path, plot.str());
 }
 
 /// Tells how a run goes: a bar with the time left on a terminal, and a line a round anywhere.

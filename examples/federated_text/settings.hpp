@@ -27,6 +27,7 @@ struct Settings {
   std::string selector = "pace";
   std::string space;  // empty: the library's own
   std::string reward = "agreement";
+  double memory = 0;              // MB; 0: no limit
   std::int64_t share_layers = 0;  // 0: all
   double target_accuracy = 0;     // 0: none
   std::uint64_t seed = 0;
@@ -46,4 +47,4 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Settings, method, rounds, sim_seconds, client
                                    clients_per_round, alpha, local_steps, batch, max_length, rank,
                                    learning_rate, head_learning_rate, server_momentum,
                                    logit_adjustment, drop_rate, gate, pace, selector, space, reward,
-                                   share_layers, seed, train_rows, test_rows)
+                                   memory, share_layers, seed, train_rows, test_rows)

@@ -86,8 +86,7 @@ class PaceConfigurator {
   double choose(std::span<const RoundCost> costs) {
     std::vector<double> gains = believed();
     for (std::size_t i = 0; i < gains.size(); ++i)
-      gains[i] += boost::random::normal_distribution<double>(
-          0, options_.noise_sd / std::sqrt(options_.prior_reports + counts_[i]))(stream_);
+      gains[i] += boost::random::normal_distribution<double>(0, sd(i))(stream_);
     double best = 0, highest = -std::numeric_limits<double>::infinity();
     for (const double pace : options_.rates) {
       const double deadline = round_seconds(costs, pace);
@@ -133,15 +132,16 @@ class PaceConfigurator {
     }
   }
 
-  /// g at each of the options' rates: its mean, and how many reports it rests on.
+  /// g at each of the options' rates: its mean and standard deviation, and how many reports it
+  /// rests on.
   struct Belief {
-    double rate, gain, reports;
+    double rate, gain, sd, reports;
   };
   std::vector<Belief> beliefs() const {
     const std::vector<double> gains = believed();
     std::vector<Belief> beliefs;
     for (std::size_t i = 0; i < gains.size(); ++i)
-      beliefs.push_back({options_.rates[i], gains[i], counts_[i]});
+      beliefs.push_back({options_.rates[i], gains[i], sd(i), counts_[i]});
     return beliefs;
   }
 
@@ -179,6 +179,10 @@ class PaceConfigurator {
       gains.push_back((options_.prior_reports * (1 - options_.rates[i]) + sums_[i]) /
                       (options_.prior_reports + counts_[i]));
     return gains;
+  }
+
+  double sd(std::size_t i) const {
+    return options_.noise_sd / std::sqrt(options_.prior_reports + counts_[i]);
   }
 
   /// g at a rate, linear between those of the options and beyond the last.

@@ -16,6 +16,9 @@
 #include <utility>
 #include <vector>
 
+#include "droppeft/bandit/any_selector.hpp"
+#include "droppeft/bandit/exp3.hpp"
+#include "droppeft/bandit/shared_prior.hpp"
 #include "droppeft/bandit/thompson.hpp"
 #include "droppeft/bandit/ucb.hpp"
 #include "droppeft/random/stream.hpp"
@@ -24,18 +27,20 @@ using namespace droppeft;
 
 namespace {
 
-using UcbConfigurator = SelectorConfigurator<UcbSelector>;
-using ThompsonConfigurator = SelectorConfigurator<ThompsonSelector>;
+using Grid = ConfigurationGrid<Configuration>;
+using UcbConfigurator = SelectorConfigurator<UcbSelector, Grid>;
+using ThompsonConfigurator = SelectorConfigurator<ThompsonSelector, Grid>;
 
 template <class C>
 C make(std::uint64_t seed) {
   const Stream stream(seed);
   if constexpr (std::is_same_v<C, UcbConfigurator>)
-    return C(UcbSelector(7, {.stream = stream, .policy = {.exploration = 0.1}}));
+    return C(UcbSelector(7, {.stream = stream, .policy = {.exploration = 0.1}}), configurations());
   else if constexpr (std::is_same_v<C, ThompsonConfigurator>)
-    return C(ThompsonSelector(7, {.stream = stream, .policy = {.noise_sd = 0.2}}));
+    return C(ThompsonSelector(7, {.stream = stream, .policy = {.noise_sd = 0.2}}),
+             configurations());
   else
-    return C({.stream = stream});
+    return population_configurator({.stream = stream});
 }
 
 static_assert(Configurator<UcbConfigurator> && Configurator<ThompsonConfigurator> &&
@@ -73,7 +78,7 @@ std::vector<std::vector<Configuration>> simulate(Configurator auto& configurator
   std::vector<std::vector<Configuration>> played;
   for (std::uint64_t round = 0; round < rounds; ++round) {
     played.emplace_back();
-    for (const Assignment& each : configurator.assign(5)) {
+    for (const auto& each : configurator.assign(5)) {
       played.back().push_back(each.configuration);
       configurator.report(each, gain(world, each.configuration, round, noise),
                           seconds(each.configuration));
@@ -136,49 +141,40 @@ TEST_CASE("a configuration gives the rates of its shape and has a name") {
 }
 
 TEST_CASE("the reward is pooled and scaled as documented") {
-  RoundRewards rewards(2);
-  const auto play = [&](std::uint64_t id, std::size_t arm, double gain, double time) {
-    rewards.open({id, arm});
-    rewards.report({id, arm}, gain, time);
-  };
-  play(0, 0, 1, 1);
-  play(1, 0, 5, 3);  // arm 0: 6 / 4
-  play(2, 1, 1, 2);  // arm 1: 1 / 2
-  // m = 7 / 6, deviations 1/3 and -2/3, s = sqrt(5 / 18).
-  auto given = rewards.finish();
+  PairedReward rule(2);
+  std::uint64_t round = 0;
+  const auto rewards = [&](std::vector<GainReport> reports) { return rule(round++, reports); };
+  // Arm 0: 6 / 4, arm 1: 1 / 2; m = 7 / 6, deviations 1/3 and -2/3, s = sqrt(5 / 18).
+  auto given = rewards({{{0, 0}, 1, 1}, {{1, 0}, 5, 3}, {{2, 1}, 1, 2}});
   CHECK(given.size() == 3);
-  CHECK(given[0].second == doctest::Approx(0.5 + 1 / (12 * std::sqrt(5.0 / 18))));
-  CHECK(given[1].second == given[0].second);
-  CHECK(given[2].second == doctest::Approx(0.5 - 2 / (12 * std::sqrt(5.0 / 18))));
+  CHECK(given[0] == doctest::Approx(0.5 + 1 / (12 * std::sqrt(5.0 / 18))));
+  CHECK(given[1] == given[0]);
+  CHECK(given[2] == doctest::Approx(0.5 - 2 / (12 * std::sqrt(5.0 / 18))));
 
   // A round with one arm tells nothing.
-  play(3, 1, -4, 2);
-  CHECK(rewards.finish()[0].second == 0.5);
+  CHECK(rewards({{{3, 1}, -4, 2}})[0] == 0.5);
 
   // The window has forgotten the first round: m = 1, deviations 1 and -1.
-  play(4, 1, 2, 1);
-  play(5, 0, 0, 1);
-  given = rewards.finish();
-  CHECK(given[0].second == 0.75);
-  CHECK(given[1].second == 0.25);
+  given = rewards({{{4, 1}, 2, 1}, {{5, 0}, 0, 1}});
+  CHECK(given[0] == 0.75);
+  CHECK(given[1] == 0.25);
 
   // No spread, no opinion.
-  play(6, 1, 1, 1);
-  rewards.finish();
-  play(7, 1, 1, 1);
-  play(8, 0, 1, 1);
-  CHECK(rewards.finish()[0].second == 0.5);
-  CHECK(rewards.finish().empty());
+  rewards({{{6, 1}, 1, 1}});
+  CHECK(rewards({{{7, 1}, 1, 1}, {{8, 0}, 1, 1}})[0] == 0.5);
+  CHECK(rewards({}).empty());
 }
 
 TEST_CASE("rewards are clipped to [0, 1]") {
-  RoundRewards rewards(9);
-  for (std::uint64_t id = 0; id < 9; ++id) {
-    rewards.open({id, id});
-    rewards.report({id, id}, id == 8 ? 100 : 0, 1);
-  }
+  std::vector<GainReport> reports;
+  for (std::uint64_t id = 0; id < 9; ++id) reports.push_back({{id, id}, id == 8 ? 100.0 : 0, 1});
   // m = 100/9, s = 100 sqrt(8)/9: 1/2 + 8/(4 sqrt(8)) > 1.
-  CHECK(rewards.finish()[8].second == 1);
+  CHECK(PairedReward()(0, reports)[8] == 1);
+}
+
+TEST_CASE("gain per second is just that") {
+  const std::vector<GainReport> reports{{{0, 0}, 3, 2}, {{1, 1}, -1, 4}};
+  CHECK(GainPerSecond()(0, reports) == std::vector{1.5, -0.25});
 }
 
 TEST_CASE("rewards do not depend on the unit of gain or time") {
@@ -217,7 +213,7 @@ TEST_CASE_TEMPLATE("every candidate is tried before one is tried again", C, EVER
   C configurator = make<C>(6);
   const std::size_t count = configurator.estimates().size();
   std::set<std::size_t> arms;
-  for (const Assignment& each : configurator.assign(count)) arms.insert(each.ticket.arm);
+  for (const auto& each : configurator.assign(count)) arms.insert(each.ticket.arm);
   CHECK(arms.size() == count);
 }
 
@@ -231,8 +227,8 @@ TEST_CASE_TEMPLATE("devices may fail, or answer rounds later", C, EVERY_CONFIGUR
   configurator.report(second[0], 2, 1);
   configurator.report(first[2], 3, 1);
   configurator.finish_round();
-  std::uint64_t plays = 0;
-  for (const Estimate& estimate : configurator.estimates()) plays += estimate.plays;
+  double plays = 0;
+  for (const auto& estimate : configurator.estimates()) plays += estimate.plays;
   CHECK(plays == 3);
   CHECK(configurator.best() == first[2].configuration);
 }
@@ -314,32 +310,27 @@ TEST_CASE_TEMPLATE("a state that is corrupted is refused and the configurator st
     CHECK_THROWS_AS(other.load(bad), std::runtime_error);
     CHECK(other.save() == before);
   };
-  refuses("/version", 2);
-  refuses("/rewards/window", 99);
-  refuses("/rewards/round", "one");
-  refuses("/rewards/open/0/0", -1);
-  refuses("/rewards/reports/0/4", 0);
-  refuses("/rewards/reports/0/3", nullptr);
-  refuses("/rewards/recent/0", nlohmann::json::array());
-  if constexpr (std::is_same_v<C, PopulationConfigurator>) {
-    refuses("/settings/epsilon", 0.5);
-    refuses("/stream", "none");
-    refuses("/candidates", nlohmann::json::array());
-    refuses("/candidates/0/number", 1000000);
-    refuses("/candidates/0/configuration/shape", "linear");
-    refuses("/candidates/0/configuration/mean_rate", 1.5);
-    refuses("/candidates/0/rewards/0/1", 2);
-    refuses("/candidates/1/number", good["candidates"][0]["number"]);
-    refuses("/turns", 1);
-    refuses("/born", 0);
-    refuses("/generation", 1000);
-  } else {
-    refuses("/grid/0/mean_rate", 0.1);
-    refuses("/selector/chooser/arms", 9);
-    refuses("/selector/chooser/stream/0", -3);
-    refuses("/rewards/open", nlohmann::json::array());
-    refuses("/rewards/open/0/0", good["rewards"]["open"][0][0].template get<int>() + 1);
-  }
+  refuses("/version", 3);
+  refuses("/epsilon", 0.5);
+  refuses("/stream", "none");
+  refuses("/round", "one");
+  refuses("/rewarded", -1);
+  refuses("/open/0/0", -1);
+  refuses("/open/0/0", good["open"][0][0].template get<int>() + 1);
+  refuses("/open", nlohmann::json::array());
+  refuses("/reports", nlohmann::json::array());
+  refuses("/reports/0/4", 0);
+  refuses("/reports/0/3", nullptr);
+  refuses("/rule/rule", "gain_per_second");
+  refuses("/rule/window", 99);
+  refuses("/rule/recent/0", nlohmann::json::array());
+  refuses("/candidates", nlohmann::json::array());
+  refuses("/candidates/0/shape", "linear");
+  refuses("/candidates/0/mean_rate", 1.5);
+  refuses("/selector/chooser/arms", 9);
+  refuses("/selector/chooser/stream/0", -3);
+  refuses(std::is_same_v<C, PopulationConfigurator> ? "/space/max_mean_rate" : "/space/0/mean_rate",
+          0.1);
   for (const auto& [key, value] : good.items()) {
     auto bad = good;
     bad.erase(key);
@@ -349,104 +340,242 @@ TEST_CASE_TEMPLATE("a state that is corrupted is refused and the configurator st
 }
 
 TEST_CASE("wrong arguments of the configurators are refused") {
-  CHECK_THROWS_WITH_AS(SelectorConfigurator(UcbSelector(3)),
+  CHECK_THROWS_WITH_AS(SelectorConfigurator(UcbSelector(3), configurations()),
                        doctest::Contains("the selector must have 7 arms"), std::invalid_argument);
-  CHECK_THROWS_AS(SelectorConfigurator(UcbSelector(1), {{RateShape::uniform, 0.99}}),
-                  std::invalid_argument);
-  CHECK_THROWS_AS(SelectorConfigurator(UcbSelector(7), configurations(), 0), std::invalid_argument);
+  CHECK_THROWS_AS(
+      SelectorConfigurator(UcbSelector(1), std::vector{Configuration{RateShape::uniform, 0.99}}),
+      std::invalid_argument);
+  CHECK_THROWS_AS(PairedReward(0), std::invalid_argument);
   for (const PopulationOptions& bad :
        {PopulationOptions{.population = 1}, PopulationOptions{.epsilon = 1},
         PopulationOptions{.epsilon = std::nan("")}, PopulationOptions{.window = 0},
-        PopulationOptions{.max_mean_rate = 0.96}, PopulationOptions{.max_mean_rate = -1},
-        PopulationOptions{.shapes = {}}})
-    CHECK_THROWS_WITH_AS(PopulationConfigurator{bad}, doctest::Contains("PopulationConfigurator: "),
-                         std::invalid_argument);
+        PopulationOptions{.exploration = 1.1}})
+    CHECK_THROWS_AS(population_configurator(bad), std::invalid_argument);
+  for (const double bad : {0.96, -1.0, std::nan("")}) {
+    CHECK_THROWS_AS(RateSpace{bad}, std::invalid_argument);
+    CHECK_THROWS_AS(LayerRateSpace(4, bad), std::invalid_argument);
+  }
+  CHECK_THROWS_AS(RateSpace(0.5, {}), std::invalid_argument);
+  CHECK_THROWS_AS(LayerRateSpace(0), std::invalid_argument);
+  CHECK_THROWS_WITH_AS((SelectorConfigurator<UcbSelector, Grid>(UcbSelector(7), configurations(),
+                                                                {.epsilon = 0.25})),
+                       doctest::Contains("epsilon must be 0 with a space that has no fresh"),
+                       std::invalid_argument);
 }
 
 TEST_CASE("a population begins with no dropout and candidates from the whole space") {
   const auto estimates =
-      PopulationConfigurator({.population = 200, .max_mean_rate = 0.6}).estimates();
+      population_configurator({.population = 200, .space = RateSpace(0.6)}).estimates();
   CHECK(estimates[0].configuration == Configuration{});
   std::set<RateShape> shapes;
   double highest = 0;
   double sum = 0;
-  for (const Estimate& estimate : estimates) {
+  for (const auto& estimate : estimates) {
     shapes.insert(estimate.configuration.shape);
     highest = std::max(highest, estimate.configuration.mean_rate);
     sum += estimate.configuration.mean_rate;
   }
   CHECK(shapes.size() == 4);
   CHECK(highest <= 0.6);
-  // 199 means uniform in [0, 0.6].
-  CHECK(std::abs((sum - 199 * 0.3) / (0.6 * std::sqrt(199 / 12.0))) <= 5);
+  // 198 means uniform in [0, 0.6].
+  CHECK(std::abs((sum - 0.6 - 198 * 0.3) / (0.6 * std::sqrt(198 / 12.0))) <= 5);
 }
 
-TEST_CASE("the worst share of a population is replaced, once every candidate has a reward") {
-  PopulationConfigurator configurator({.stream = Stream(14), .population = 8, .epsilon = 0.25});
+TEST_CASE("rates of single layers have the mean that was drawn, uniform, and differ") {
+  const LayerRateSpace space(12, 0.9);
+  Stream stream(18);
+  const auto candidates = space.candidates(400, stream);
+  CHECK(candidates[0].drop_rates(12) == std::vector<double>(12, 0.0));
+  CHECK(to_string(candidates[0]) == "none");
+  double sum = 0;
+  for (const LayerRates& each : candidates) {
+    const auto rates = each.drop_rates(12);
+    CHECK(*std::ranges::max_element(rates) <= 0.95);
+    sum += each.mean();
+  }
+  CHECK(candidates[2].rates[0] != candidates[2].rates[1]);
+  // 398 means uniform in [0, 0.9].
+  CHECK(std::abs((sum - 0.9 - 398 * 0.45) / (0.9 * std::sqrt(398 / 12.0))) <= 5);
+  CHECK_THROWS_WITH_AS(candidates[1].drop_rates(6),
+                       doctest::Contains("there are rates for 12 layers, asked for 6"),
+                       std::invalid_argument);
+}
+
+TEST_CASE("the worst share is replaced, once as many reports came as there are candidates") {
+  auto configurator = population_configurator({.stream = Stream(14)});
   const auto before = configurator.estimates();
   const auto play = [&](std::size_t devices) {
-    for (const Assignment& each : configurator.assign(devices)) {
+    for (const auto& each : configurator.assign(devices))
       // A gain that ranks the candidates as they were listed.
-      const auto place = std::ranges::find(before, each.configuration, &Estimate::configuration);
-      configurator.report(each, static_cast<double>(before.end() - place), 1);
-    }
+      configurator.report(each, 10 - static_cast<double>(each.ticket.arm), 1);
     configurator.finish_round();
   };
   const auto kept = [&] {
-    std::size_t count = 0;
-    for (const Estimate& estimate : configurator.estimates())
-      count += static_cast<std::size_t>(
-          std::ranges::count(before, estimate.configuration, &Estimate::configuration));
-    return count;
+    std::set<std::size_t> arms;
+    for (const auto& estimate : configurator.estimates()) arms.insert(estimate.arm);
+    return arms;
   };
   play(5);
-  CHECK(kept() == 8);
+  CHECK(kept() == std::set<std::size_t>{0, 1, 2, 3, 4, 5, 6, 7});
   play(3);
-  CHECK(kept() == 6);
-  const auto after = configurator.estimates();
-  CHECK(after[6].plays == 0);
-  CHECK(after[7].plays == 0);
+  // Two of eight are gone, two fresh ones there. Who is worst is judged within a round, by chance.
+  CHECK(kept().size() == 8);
+  CHECK(kept().contains(8));
+  CHECK(kept().contains(9));
+  CHECK(kept().contains(0));
+  CHECK(configurator.estimates()[6].plays == 0);
+  CHECK(configurator.estimates()[7].plays == 0);
 }
 
-TEST_CASE("a late report of a candidate that is gone is taken and credited to nobody") {
-  PopulationConfigurator configurator({.stream = Stream(15), .population = 2, .epsilon = 0.5});
-  const auto assignments = configurator.assign(4);
-  configurator.report(assignments[0], 2, 1);
-  configurator.report(assignments[1], 1, 1);
+TEST_CASE("in one round of all the worst go, but no dropout and the highest rate stay") {
+  auto configurator = population_configurator({.stream = Stream(19)});  // tries all first
+  for (const auto& each : configurator.assign(8))
+    configurator.report(each, static_cast<double>(each.ticket.arm), 1);
   configurator.finish_round();
-  const auto estimates = configurator.estimates();
-  CHECK(estimates[0].configuration == assignments[0].configuration);
-  CHECK(estimates[1].plays == 0);
-  REQUIRE(assignments[3].ticket.arm == assignments[1].ticket.arm);
-  configurator.report(assignments[3], 5, 1);
+  std::vector<std::size_t> arms;
+  for (const auto& estimate : configurator.estimates()) arms.push_back(estimate.arm);
+  CHECK(arms == std::vector<std::size_t>{0, 1, 4, 5, 6, 7, 8, 9});
+}
+
+TEST_CASE("a late report of a candidate that is gone is taken and credited to nobody else") {
+  auto configurator =
+      population_configurator({.stream = Stream(15), .population = 3, .epsilon = 0.4});
+  const auto assignments = configurator.assign(30);
+  for (std::size_t i = 0; i < 3; ++i)  // the first three try the three candidates
+    configurator.report(assignments[i], assignments[i].ticket.arm == 2 ? 0 : 1, 1);
   configurator.finish_round();
-  CHECK(configurator.estimates()[0].plays == 1);
-  CHECK(configurator.estimates()[1].plays == 0);
+  REQUIRE(configurator.estimates()[2].arm == 3);
+  std::size_t late = 0;
+  for (std::size_t i = 3; i < 30; ++i)
+    if (assignments[i].ticket.arm == 2) {
+      configurator.report(assignments[i], 5, 1);
+      ++late;
+    }
+  REQUIRE(late > 0);
+  configurator.finish_round();
+  for (const auto& each : configurator.estimates()) CHECK(each.plays == (each.arm == 3 ? 0 : 1));
 }
 
 TEST_CASE("one lucky report does not outrank many good ones") {
-  CHECK(Estimate{{}, 1, 0.9}.merit() == doctest::Approx(0.7));
-  CHECK(Estimate{{}, 9, 0.8}.merit() == doctest::Approx(0.77));
-  CHECK(Estimate{}.merit() == 0.5);
+  SelectorConfigurator configurator(UcbSelector(3),
+                                    configurations({0.5}, {RateShape::uniform, RateShape::decay}),
+                                    GainPerSecond());
+  const auto merits = [&] {
+    std::vector<double> found;
+    for (const auto& each : configurator.estimates()) found.push_back(each.merit);
+    return found;
+  };
+  CHECK(merits() == std::vector<double>{0, 0, 0});
+  for (const auto& each : configurator.assign(3))
+    configurator.report(each, each.ticket.arm == 0 ? 0.9 : 0.3, 1);
+  configurator.finish_round();
+  // The mean of all is 0.5.
+  CHECK(merits()[0] == doctest::Approx(0.7));
+  CHECK(merits()[1] == doctest::Approx(0.4));
+  CHECK(configurator.best() == Configuration{});
 }
 
 TEST_CASE("rewards older than the window are forgotten") {
-  PopulationConfigurator configurator(
-      {.stream = Stream(16), .population = 4, .epsilon = 0, .window = 2});
-  const auto plays = [&] {
-    std::uint64_t sum = 0;
-    for (const Estimate& estimate : configurator.estimates()) sum += estimate.plays;
-    return sum;
-  };
+  auto configurator =
+      population_configurator({.stream = Stream(16), .population = 4, .epsilon = 0, .window = 6});
   for (int round = 0; round < 5; ++round) {
-    for (const Assignment& each : configurator.assign(3)) configurator.report(each, 1, 1);
+    for (const auto& each : configurator.assign(3)) configurator.report(each, 1, 1);
     configurator.finish_round();
-    CHECK(plays() == (round == 0 ? 3 : 6));
+    double plays = 0;
+    for (const auto& estimate : configurator.estimates()) plays += estimate.plays;
+    CHECK(plays == (round == 0 ? 3 : 6));
   }
-  configurator.finish_round();
-  CHECK(plays() == 3);
-  configurator.finish_round();
-  CHECK(plays() == 0);
+}
+
+TEST_CASE_TEMPLATE("a device is assigned nothing that it cannot hold", C, EVERY_CONFIGURATOR) {
+  C configurator = make<C>(17);
+  const std::vector<DeviceRequest> devices{{0, 0.5}, {1, 0}, {2, 0.6}};
+  for (int round = 0; round < 30; ++round) {
+    const auto assignments = configurator.assign(devices);
+    for (std::size_t i = 0; i < devices.size(); ++i) {
+      CHECK(assignments[i].configuration.mean() >= devices[i].least_rate);
+      configurator.report(assignments[i], 1, 1);
+    }
+    configurator.finish_round();
+  }
+  const auto before = configurator.save();
+  CHECK_THROWS_WITH_AS(configurator.assign(std::vector<DeviceRequest>{{0, 0}, {4, 0.94}}),
+                       doctest::Contains("device 4 can hold mean drop rates of at least 0.94, but "
+                                         "the highest of the candidates is "),
+                       std::invalid_argument);
+  for (const double bad : {-0.1, 0.96, std::nan("")})
+    CHECK_THROWS_WITH_AS(configurator.assign(std::vector<DeviceRequest>{{0, bad}}),
+                         doctest::Contains("least_rate must be in [0, 0.95]"),
+                         std::invalid_argument);
+  CHECK(configurator.save() == before);
+}
+
+TEST_CASE("any space goes with any selector and any rule, and comes back bit for bit") {
+  const auto check_all = [](auto make) {
+    auto configurator = make();
+    static_assert(Configurator<decltype(configurator)>);
+    Stream noise(20);
+    const auto play = [&](auto& each, Stream& stream) {
+      for (const auto& assignment : each.assign(std::vector<DeviceRequest>{{0}, {1, 0.2}, {2}}))
+        each.report(assignment, stream.uniform(), 1 - 0.5 * assignment.configuration.mean());
+      each.finish_round();
+    };
+    for (int round = 0; round < 25; ++round) play(configurator, noise);
+    const auto late = configurator.assign(2);
+    auto resumed = make();
+    resumed.load(nlohmann::json::parse(configurator.save().dump()));
+    for (auto* each : {&configurator, &resumed}) {
+      Stream stream(21);
+      each->expire(late[0]);
+      each->report(late[1], 0.5, 1);
+      for (int round = 0; round < 25; ++round) play(*each, stream);
+    }
+    CHECK(configurator.save().dump() == resumed.save().dump());
+    CHECK(configurator.estimates().size() == 6);
+  };
+  const auto shared = [] {
+    return SharedPriorSelector<GaussianThompson>(6, {0, 0, 1}, {.discount = 0.95});
+  };
+  check_all([&] {
+    return SelectorConfigurator(shared(), LayerRateSpace(4), {.epsilon = 0.2}, GainPerSecond());
+  });
+  check_all([&] { return SelectorConfigurator(shared(), RateSpace(), {.epsilon = 0.5}); });
+  check_all([] {
+    return SelectorConfigurator(AnySelector(UcbSelector(6, {.window = 40})), LayerRateSpace(3),
+                                {.epsilon = 0.2});
+  });
+  check_all([] { return SelectorConfigurator(Exp3Selector(6), RateSpace(), {.epsilon = 0.2}); });
+}
+
+TEST_CASE("a selector that cannot choose among some serves devices that can hold all") {
+  struct First {
+    OpenTickets open;
+    ArmRecord seen;
+    std::uint64_t next = 0;
+    Ticket select() {
+      open.open({next, 0}, "First");
+      ++seen.pending;
+      return {next++, 0};
+    }
+    void update(const Ticket& ticket, double reward) {
+      expire(ticket);
+      seen.add(reward);
+    }
+    void expire(const Ticket& ticket) {
+      open.close(ticket, "First");
+      --seen.pending;
+    }
+    std::size_t arms() const { return 7; }
+    ArmRecord record(std::size_t) const { return seen; }
+    nlohmann::json save() const { return {}; }
+    void load(const nlohmann::json&) {}
+  };
+  SelectorConfigurator configurator(First(), configurations());
+  CHECK(configurator.assign(2).size() == 2);
+  CHECK_THROWS_WITH_AS(configurator.assign(std::vector<DeviceRequest>{{0, 0.5}}),
+                       doctest::Contains("cannot choose among some"), std::invalid_argument);
+  CHECK_THROWS_AS(SelectorConfigurator(First(), RateSpace(), {.epsilon = 0.25}),
+                  std::invalid_argument);
 }
 
 // Chance would put 2/7 of the plays in the best third of the grid.

@@ -643,6 +643,23 @@ TEST_CASE("a corrupted state is refused and the selector stays as it was") {
   CHECK(other.save() == good);
 }
 
+TEST_CASE("a model whose weights overflow is refused") {
+  LinUcbSelector selector(1, 8);
+  const auto good = selector.save();
+  auto bad = good;
+  auto& model = bad["models"][0];
+  for (std::size_t i = 0, diagonal = 0, length = 8; i < model.size(); ++i) {
+    if (i == diagonal)
+      diagonal += 1 + length--;
+    else
+      model[i] = 1e60;
+  }
+  CHECK_THROWS_WITH_AS(selector.load(bad),
+                       "LinearSelector.models[0] has weights that are not finite",
+                       std::runtime_error);
+  CHECK(selector.save() == good);
+}
+
 TEST_CASE("an arm that is added is tried next, one that is retired never again") {
   LinUcbSelector selector(2, 1);
   const Vector x{1};

@@ -182,3 +182,36 @@ TEST_CASE("wrong gains, costs, ranges and states are refused and change nothing"
   CHECK(selector.save() == before);
   CHECK(selector.rate() == 0);
 }
+
+TEST_CASE("a state that no plays lead to, and whose ratios would overflow, is refused") {
+  RatioSelector<UcbTuned> selector(2);
+  for (int i = 0; i < 4; ++i) selector.update(selector.select(), 1, 2);
+  const auto good = selector.save();
+  const auto refuses = [&](const char* path, double value) {
+    auto bad = good;
+    bad[nlohmann::json::json_pointer(path)] = value;
+    CAPTURE(path);
+    CAPTURE(value);
+    CHECK_THROWS_AS(selector.load(bad), std::runtime_error);
+    CHECK(selector.save() == good);
+  };
+  // Two plays that cost nothing, or less than any two; deviations above what such costs allow.
+  refuses("/rewards/records/0/2", 0);
+  refuses("/rewards/records/0/2", 5e-51);
+  refuses("/rewards/records/0/4", 1e51);
+  refuses("/gains_so_far/0", -1e51);
+  refuses("/gains_so_far/1", 1e51);
+  refuses("/costs_so_far/0", 0);
+  refuses("/costs_so_far/0", -5);
+  refuses("/costs_so_far/1", 1e51);
+  selector.load(good);
+}
+
+TEST_CASE("an arm whose plays are forgotten has no cost and no ratio left") {
+  RatioSelector<UcbTuned> selector(2, {.discount = 1e-300});
+  for (int i = 0; i < 2; ++i) selector.update(selector.select(), 1e50, 1e-50);
+  double ratios = 0;
+  for (std::size_t arm = 0; arm < 2; ++arm) ratios += selector.record(arm).ratio();
+  CHECK(ratios == doctest::Approx(1e100));
+  selector.load(selector.save());
+}

@@ -9,6 +9,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <span>
 #include <stdexcept>
 #include <string_view>
 #include <thread>
@@ -382,6 +383,35 @@ TEST_CASE("an arm that is added is tried next, one that is retired never again")
   CHECK(selector.select().arm == 3);
 }
 
+TEST_CASE_TEMPLATE(
+    "a choice among all arms is the choice, one among some is as if there were no "
+    "others",
+    S, UcbSelector, ThompsonSelector, EpsilonGreedySelector) {
+  S whole(4, {.stream = Stream(31)}), told(4, {.stream = Stream(31)});
+  S small(2, {.stream = Stream(32)}), some(4, {.stream = Stream(32)});
+  const std::size_t all[] = {0, 1, 2, 3}, two[] = {1, 3};
+  for (int i = 0; i < 60; ++i) {
+    const Ticket ticket = whole.select();
+    CHECK(told.select(all) == ticket);
+    const Ticket one = small.select();
+    const Ticket of_two = some.select(two);
+    CHECK(of_two.arm == two[one.arm]);
+    CHECK(of_two.probability == one.probability);
+    const double reward = 0.1 * static_cast<double>(i % 7);
+    for (S* each : {&whole, &told}) each->update(ticket, reward);
+    small.update(one, reward);
+    some.update(of_two, reward);
+  }
+  const auto before = some.save();
+  const std::size_t twice[] = {1, 1}, unknown[] = {4};
+  for (const std::span<const std::size_t> bad :
+       {std::span<const std::size_t>(twice), std::span<const std::size_t>(unknown),
+        std::span<const std::size_t>()})
+    CHECK_THROWS_WITH_AS(some.select(bad), doctest::Contains("::select: arms to choose among must"),
+                         std::invalid_argument);
+  CHECK(some.save() == before);
+}
+
 TEST_CASE("an arm that was added and retired without a play leaves no trace but its number") {
   UcbSelector plain(4, {.stream = Stream(5)});
   UcbSelector changed(4, {.stream = Stream(5)});
@@ -496,6 +526,32 @@ TEST_CASE("a selector chosen at run time plays as the one that it holds") {
   CHECK(any.record(1).plays == plain.record(1).plays);
   any = UcbSelector(4);
   CHECK_THROWS_AS(any.load(copy.save()), std::runtime_error);
+}
+
+TEST_CASE("what a selector chosen at run time cannot do it refuses") {
+  AnySelector full(UcbSelector(3));
+  CHECK(full.add_arm() == 3);
+  full.retire(0);
+  CHECK(!full.active(0));
+  const std::size_t two[] = {1, 2};
+  CHECK(full.select(two).arm != 3);
+
+  struct Plain {
+    UcbSelector inside{2};
+    Ticket select() { return inside.select(); }
+    void update(const Ticket& ticket, double reward) { inside.update(ticket, reward); }
+    void expire(const Ticket& ticket) { inside.expire(ticket); }
+    std::size_t arms() const { return inside.arms(); }
+    ArmRecord record(std::size_t arm) const { return inside.record(arm); }
+    nlohmann::json save() const { return inside.save(); }
+    void load(const nlohmann::json& state) { inside.load(state); }
+  };
+  AnySelector plain{Plain()};
+  CHECK(plain.active(1));
+  CHECK(!plain.active(2));
+  CHECK_THROWS_WITH_AS(plain.add_arm(), doctest::Contains("has no add_arm"), std::invalid_argument);
+  CHECK_THROWS_AS(plain.retire(0), std::invalid_argument);
+  CHECK_THROWS_AS(plain.select(two), std::invalid_argument);
 }
 
 TEST_CASE("several threads may play one locked selector") {

@@ -97,6 +97,21 @@ TEST_CASE("uniform rates are the mean itself") {
   for (const double rate : drop_rates(RateShape::uniform, 3, 0.1)) CHECK(rate == 0.1);
 }
 
+TEST_CASE("rates are spread in proportion to weights, and what is clipped goes to the others") {
+  const std::vector<double> weights{1, 2, 5};
+  CHECK(spread_rates(weights, 0.2)[2] == doctest::Approx(0.375));
+  const auto rates = spread_rates(weights, 0.5, 0.9);
+  CHECK(rates[0] == doctest::Approx(0.2));
+  CHECK(rates[1] == doctest::Approx(0.4));
+  CHECK(rates[2] == 0.9);
+  for (const std::vector<double>& bad :
+       {std::vector<double>{}, {1.0, 0.0}, {1.0, std::nan("")}, {-1.0}})
+    CHECK_THROWS_WITH_AS(spread_rates(bad, 0.5), doctest::Contains("spread_rates: weights"),
+                         std::invalid_argument);
+  CHECK_THROWS_AS(spread_rates(weights, 0.96), std::invalid_argument);
+  CHECK_THROWS_AS(spread_rates(weights, 0.5, 1), std::invalid_argument);
+}
+
 TEST_CASE("wrong arguments of drop_rates are refused by name and value") {
   const double nan = std::numeric_limits<double>::quiet_NaN();
   const auto shape = RateShape::uniform;

@@ -74,10 +74,13 @@ TEST_CASE_FIXTURE(Fixture, "a run writes a line of metrics a round, a summary an
   REQUIRE(lines.size() == 4);
   for (std::size_t i = 0; i < lines.size(); ++i) {
     CHECK(lines[i].at("round") == i + 1);
-    for (const char* key : {"drop_rates", "gains", "device_classes", "device_peak_bytes"})
+    for (const char* key : {"drop_rates", "gains", "layer_seconds", "other_seconds",
+                            "device_classes", "device_peak_bytes"})
       CHECK(lines[i].at(key).size() == 3);
-    for (const char* key : {"sim_seconds", "accuracy", "personal_accuracy", "loss", "peak_bytes",
-                            "bytes_up", "bytes_down"})
+    CHECK(lines[i].at("played").size() == 1);
+    CHECK(lines[i].at("beliefs").size() == 4);
+    for (const char* key : {"sim_seconds", "accuracy", "personal_accuracy", "loss", "test_loss",
+                            "peak_bytes", "bytes_up", "bytes_down"})
       CHECK(lines[i].at(key).is_number());
     if (i > 0)
       for (const char* key : {"sim_seconds", "bytes_up", "bytes_down"})
@@ -189,6 +192,42 @@ TEST_CASE_FIXTURE(Fixture,
         doctest::Approx(each.back().at("sim_seconds").get<double>()).epsilon(0.1));
 }
 
+TEST_CASE_FIXTURE(Fixture, "a fixed rate may have a shape over the depth") {
+  REQUIRE(run("even", {"--drop-rate", "0.5"}) == 0);
+  REQUIRE(run("deep", {"--drop-rate", "0.5:incremental"}) == 0);
+  for (const char* out : {"even", "deep"})
+    CHECK(metrics(out).back().at("drop_rates")[0].get<double>() == doctest::Approx(0.5));
+  CHECK(adapter("even") != adapter("deep"));
+}
+
+TEST_CASE_FIXTURE(Fixture, "devices keep to their memory, whoever chooses") {
+  REQUIRE(run("free", {"--drop-rate", "0"}) == 0);
+  const auto slow_peak = [&](const std::string& out) {
+    std::int64_t peak = 0;
+    for (const auto& line : metrics(out))
+      for (std::size_t i = 0; i < 3; ++i)
+        if (line.at("device_classes")[i] == "slow")
+          peak = std::max(peak, line.at("device_peak_bytes")[i].get<std::int64_t>());
+    return peak;
+  };
+  const double full = 1e-6 * static_cast<double>(slow_peak("free"));
+  const std::string memory = std::to_string(0.95 * full);
+  for (const std::vector<std::string>& chosen :
+       {std::vector<std::string>{},
+        {"--drop-rate", "0"},
+        {"--selector", "ucb"},
+        {"--selector", "shared-thompson", "--pace", "device"},
+        {"--selector", "paper", "--pace", "device"}}) {
+    auto settings = chosen;
+    settings.insert(settings.end(), {"--memory", memory});
+    const std::string out = "run" + std::to_string(settings.size()) + settings[1];
+    REQUIRE_MESSAGE(run(out, settings) == 0, errors);
+    const double peak = 1e-6 * static_cast<double>(slow_peak(out));
+    CHECK(peak > 0);
+    CHECK(peak <= 0.95 * full);
+  }
+}
+
 TEST_CASE_FIXTURE(Fixture, "a run ends when its simulated seconds are used up") {
   REQUIRE(run("whole") == 0);
   const auto whole = metrics("whole");
@@ -258,6 +297,11 @@ TEST_CASE_FIXTURE(Fixture,
       {{"--drop-rate", "nan"}, "--drop-rate"},
       {{"--drop-rate", "1.5"}, "--drop-rate"},
       {{"--drop-rate", "often"}, "often"},
+      {{"--drop-rate", "0.5:round"}, "round"},
+      {{"--memory", "-1"}, "--memory"},
+      {{"--memory", "0.001"}, "--memory: a slow device cannot take part"},
+      {{"--memory", "1", "--gate", "bernoulli"}, "--gate fixed"},
+      {{"--memory", "1", "--method", "fedlora"}, "--memory"},
       {{"--method", "magic"}, "magic"},
       {{"--gate", "open"}, "open"},
       {{"--pace", "slow"}, "slow"},

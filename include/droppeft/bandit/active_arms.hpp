@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -43,13 +44,27 @@ class ActiveArms {
   /// Throws std::invalid_argument when all arms are retired.
   void check_any() const { check(!active_.empty(), who_, "::select: all arms are retired"); }
 
+  /// Throws std::invalid_argument unless these are at least one, ascending, and all active.
+  void check_among(std::span<const std::size_t> arms) const {
+    check(!arms.empty(), who_, "::select: arms to choose among must be at least one, got none");
+    for (std::size_t i = 0; i < arms.size(); ++i)
+      check(contains(arms[i]) && (i == 0 || arms[i - 1] < arms[i]), who_,
+            "::select: arms to choose among must be active and ascend, got ", arms[i]);
+  }
+
   /// The active arm with the highest score(arm); among equals, a random one.
   template <class Score>
   std::size_t highest(Stream& stream, Score&& score) const {
-    std::size_t best = active_.front();
+    return highest(stream, active_, score);
+  }
+
+  /// The same among some arms, at least one.
+  template <class Score>
+  static std::size_t highest(Stream& stream, std::span<const std::size_t> arms, Score&& score) {
+    std::size_t best = arms.front();
     double best_score = -std::numeric_limits<double>::infinity();
     std::uint32_t ties = 0;
-    for (const std::size_t arm : active_) {
+    for (const std::size_t arm : arms) {
       const double arm_score = score(arm);
       if (arm_score > best_score) {
         best = arm;

@@ -4,6 +4,9 @@
 #include <cstddef>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <span>
+#include <stdexcept>
+#include <string>
 #include <utility>
 
 #include "droppeft/bandit/arm_record.hpp"
@@ -17,8 +20,9 @@ namespace droppeft {
 ///     AnySelector selector = name == "ucb" ? AnySelector(UcbSelector(5)) : ThompsonSelector(5);
 ///
 /// A value: a copy goes on as the original would; one that was moved from can be assigned or
-/// destroyed only. load wants a state of the kind that it holds. Each call costs a virtual one
-/// more.
+/// destroyed only. load wants a state of the kind that it holds. An OpenSelector if that is one,
+/// else select(among), add_arm and retire throw std::invalid_argument. Each call costs a virtual
+/// one more.
 class AnySelector {
  public:
   template <class S>
@@ -35,6 +39,10 @@ class AnySelector {
   ~AnySelector() = default;
 
   Ticket select() { return held_->select(); }
+  Ticket select(std::span<const std::size_t> among) { return held_->select(among); }
+  std::size_t add_arm() { return held_->add_arm(); }
+  void retire(std::size_t arm) { held_->retire(arm); }
+  bool active(std::size_t arm) const { return held_->active(arm); }
   void update(const Ticket& ticket, double reward) { held_->update(ticket, reward); }
   void expire(const Ticket& ticket) { held_->expire(ticket); }
   std::size_t arms() const { return held_->arms(); }
@@ -47,6 +55,10 @@ class AnySelector {
     virtual ~Interface() = default;
     virtual std::unique_ptr<Interface> clone() const = 0;
     virtual Ticket select() = 0;
+    virtual Ticket select(std::span<const std::size_t> among) = 0;
+    virtual std::size_t add_arm() = 0;
+    virtual void retire(std::size_t arm) = 0;
+    virtual bool active(std::size_t arm) const = 0;
     virtual void update(const Ticket& ticket, double reward) = 0;
     virtual void expire(const Ticket& ticket) = 0;
     virtual std::size_t arms() const = 0;
@@ -60,12 +72,35 @@ class AnySelector {
     explicit Held(S selector) : inside(std::move(selector)) {}
     std::unique_ptr<Interface> clone() const override { return std::make_unique<Held>(inside); }
     Ticket select() override { return inside.select(); }
+    Ticket select(std::span<const std::size_t> among) override {
+      if constexpr (OpenSelector<S>) return inside.select(among);
+      refuse("select among some arms");
+    }
+    std::size_t add_arm() override {
+      if constexpr (OpenSelector<S>) return inside.add_arm();
+      refuse("add_arm");
+    }
+    void retire(std::size_t arm) override {
+      if constexpr (OpenSelector<S>)
+        inside.retire(arm);
+      else
+        refuse("retire");
+    }
+    bool active(std::size_t arm) const override {
+      if constexpr (OpenSelector<S>) return inside.active(arm);
+      return arm < inside.arms();
+    }
     void update(const Ticket& ticket, double reward) override { inside.update(ticket, reward); }
     void expire(const Ticket& ticket) override { inside.expire(ticket); }
     std::size_t arms() const override { return inside.arms(); }
     ArmRecord record(std::size_t arm) const override { return inside.record(arm); }
     nlohmann::json save() const override { return inside.save(); }
     void load(const nlohmann::json& state) override { inside.load(state); }
+
+    [[noreturn]] static void refuse(const char* call) {
+      throw std::invalid_argument(std::string("AnySelector: the selector that it holds has no ") +
+                                  call);
+    }
 
     S inside;
   };

@@ -45,26 +45,20 @@ class ArmChooser {
   template <class Seen>
   Ticket select(const Seen& seen) {
     arms_.check_any();
-    ArmTotals totals{arms_.active().size()};
-    std::size_t unvisited = 0;
-    for (const std::size_t arm : arms_.active()) {
-      const ArmRecord record = seen(arm);
-      totals.plays += record.plays;
-      totals.pending += record.pending;
-      totals.sum += record.sum;
-      unvisited += record.visits() == 0;
-    }
-    Ticket ticket{next_id_, 0, 0};
-    if (unvisited > 0)
-      try_unvisited(ticket, unvisited, totals, seen);
-    else
-      choose(ticket, totals, seen);
-    open_.open(ticket, who_);
-    ++next_id_;
-    return ticket;
+    return choose_among(arms_.active(), seen);
   }
 
-  void close(const Ticket& ticket, std::string_view call) { open_.close(ticket, call); }
+  /// The same among some arms, which must be active and ascend, else std::invalid_argument.
+  template <class Seen>
+  Ticket select(std::span<const std::size_t> among, const Seen& seen) {
+    arms_.check_among(among);
+    return choose_among(among, seen);
+  }
+
+  /// Returns the place that the ticket had among the open ones.
+  std::size_t close(const Ticket& ticket, std::string_view call) {
+    return open_.close(ticket, call);
+  }
 
   /// What the policy counts for a reward in its own unit.
   double observe(double reward, const Ticket& ticket) requires detail::Observing<Policy> {
@@ -98,33 +92,56 @@ class ArmChooser {
   }
 
  private:
+  template <class Seen>
+  Ticket choose_among(std::span<const std::size_t> arms, const Seen& seen) {
+    ArmTotals totals{arms.size()};
+    std::size_t unvisited = 0;
+    for (const std::size_t arm : arms) {
+      const ArmRecord record = seen(arm);
+      totals.plays += record.plays;
+      totals.pending += record.pending;
+      totals.sum += record.sum;
+      unvisited += record.visits() == 0;
+    }
+    Ticket ticket{next_id_, 0, 0};
+    if (unvisited > 0)
+      try_unvisited(ticket, arms, unvisited, totals, seen);
+    else
+      choose(ticket, arms, totals, seen);
+    open_.open(ticket, who_);
+    ++next_id_;
+    return ticket;
+  }
+
   /// One of the arms without a visit, by lot. While all arms are tried for the first time, in
   /// random order, each play counts as if all had been possible; later ones as what they are.
   template <class Seen>
-  void try_unvisited(Ticket& ticket, std::size_t unvisited, const ArmTotals& totals,
-                     const Seen& seen) {
+  void try_unvisited(Ticket& ticket, std::span<const std::size_t> arms, std::size_t unvisited,
+                     const ArmTotals& totals, const Seen& seen) {
     auto skip = static_cast<std::size_t>(stream_.uniform() * static_cast<double>(unvisited));
     ticket.arm = *std::ranges::find_if(
-        arms_.active(), [&](std::size_t arm) { return seen(arm).visits() == 0 && skip-- == 0; });
+        arms, [&](std::size_t arm) { return seen(arm).visits() == 0 && skip-- == 0; });
     const bool first_pass = totals.visits() == static_cast<double>(totals.arms - unvisited);
     ticket.probability = 1 / static_cast<double>(first_pass ? totals.arms : unvisited);
   }
 
   template <class Seen>
-  void choose(Ticket& ticket, const ArmTotals& totals, const Seen& seen) {
+  void choose(Ticket& ticket, std::span<const std::size_t> arms, const ArmTotals& totals,
+              const Seen& seen) {
     if constexpr (ScoringPolicy<Policy>) {
       auto&& score = policy_.scorer(totals, stream_);
-      ticket.arm = arms_.highest(stream_, [&](std::size_t arm) { return score(seen(arm)); });
+      ticket.arm =
+          ActiveArms::highest(stream_, arms, [&](std::size_t arm) { return score(seen(arm)); });
     } else {
       seen_.clear();
-      for (const std::size_t arm : arms_.active()) seen_.push_back(seen(arm));
+      for (const std::size_t arm : arms) seen_.push_back(seen(arm));
       weights_.resize(seen_.size());
       policy_.weigh(totals, std::span<const ArmRecord>(seen_), std::span<double>(weights_));
-      draw(ticket);
+      draw(ticket, arms);
     }
   }
 
-  void draw(Ticket& ticket) {
+  void draw(Ticket& ticket, std::span<const std::size_t> arms) {
     double sum = 0;
     for (const double weight : weights_) sum += weight;
     double left = stream_.uniform() * sum;
@@ -134,7 +151,7 @@ class ArmChooser {
       chosen = i;
       if ((left -= weights_[i]) < 0) break;
     }
-    ticket.arm = arms_.active()[chosen];
+    ticket.arm = arms[chosen];
     ticket.probability = weights_[chosen] / sum;
   }
 

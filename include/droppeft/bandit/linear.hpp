@@ -437,6 +437,8 @@ class LinearSelector {
     for (std::size_t arm = 0; arm < arms(); ++arm) {
       models_[arm].received.load(models.at(arm), ridge_);
       models_[arm].received.solve(models_[arm].weights);
+      require(std::ranges::all_of(models_[arm].weights, [](double w) { return std::isfinite(w); }),
+              "LinearSelector.models[", arm, "] has weights that are not finite");
       count_open(arm);
     }
   }

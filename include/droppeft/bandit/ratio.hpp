@@ -4,6 +4,7 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -41,11 +42,12 @@ struct RatioRecord {
   RatioRecord(const Saved& saved, const GainAndCost& low, const GainAndCost& high) {
     const double most = std::max(-low.gain, high.gain);
     plays = saved.at(0).number(0, 0x1p53);
-    // Twice the bounds, for rounding.
+    // Twice the bounds, for rounding. None lets a ratio, or what is seen against it, overflow.
     gain = saved.at(1).number(-2 * plays * most, 2 * plays * most);
-    cost = saved.at(2).number(0, 2 * plays * high.cost);
+    const double cheapest = std::max(plays * low.cost / 2, std::numeric_limits<double>::min());
+    cost = saved.at(2).number(plays > 0 ? cheapest : 0, 2 * plays * high.cost);
     gain_deviations = saved.at(3).number(0, 8 * plays * most * most);
-    cost_deviations = saved.at(4).number(0, 8 * plays * high.cost * high.cost);
+    cost_deviations = saved.at(4).number(0, 2 * high.cost * cost);
     const double largest = 8 * plays * most * high.cost;
     codeviations = saved.at(5).number(-largest, largest);
   }
@@ -100,8 +102,9 @@ struct RatioRecord {
     cost += other.cost;
   }
 
+  /// What is next to nothing is forgotten, before its cost is 0.
   void discount(double factor) {
-    if (plays < 1e-100) factor = 0;
+    if (plays * factor < 1e-100) factor = 0;
     for (double* each : {&plays, &gain, &cost, &gain_deviations, &cost_deviations, &codeviations})
       *each *= factor;
   }
@@ -229,9 +232,10 @@ requires(!detail::Observing<Policy>) class RatioSelector {
     saved["costs"].expect(given_.costs.save());
     RatioSelector loaded(*this);
     loaded.chooser_.load(saved["chooser"]);
-    loaded.so_far_.gains = RewardRange::load(saved["gains_so_far"], given_.gains);
-    loaded.so_far_.costs = RewardRange::load(saved["costs_so_far"], given_.costs);
-    loaded.records_.load(saved["rewards"], loaded.arms(), lowest(), highest());
+    const GainAndCost low = lowest(), high = highest();
+    loaded.so_far_.gains = load_range(saved["gains_so_far"], given_.gains, low.gain, high.gain);
+    loaded.so_far_.costs = load_range(saved["costs_so_far"], given_.costs, low.cost, high.cost);
+    loaded.records_.load(saved["rewards"], loaded.arms(), low, high);
     for (const Ticket& ticket : loaded.chooser_.open_tickets()) loaded.records_.open(ticket.arm);
     *this = std::move(loaded);
   }
@@ -251,6 +255,16 @@ requires(!detail::Observing<Policy>) class RatioSelector {
   GainAndCost highest() const {
     return {given_.gains.known() ? given_.gains.high : limit,
             given_.costs.known() ? given_.costs.high : limit};
+  }
+
+  /// One that grew out of `given`, of numbers in [low, high].
+  static RewardRange load_range(const Saved& saved, const RewardRange& given, double low,
+                                double high) {
+    const RewardRange range = RewardRange::load(saved, given);
+    require(!range.known() || (range.low >= low && range.high <= high),
+            "RatioSelector: gains and costs so far must be in [", low, ", ", high, "], got ",
+            range.low, " and ", range.high);
+    return range;
   }
 
   /// The range of gain - rate * cost.

@@ -4,6 +4,7 @@
 #include <concepts>
 #include <cstddef>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <utility>
 
 #include "droppeft/bandit/arm_chooser.hpp"
@@ -36,6 +37,17 @@ concept Selector = requires(S selector, const S& settled, Ticket ticket, double 
   { settled.record(arm) } -> std::same_as<ArmRecord>;
   { settled.save() } -> std::same_as<nlohmann::json>;
   selector.load(saved);
+};
+
+/// A Selector whose arms come and go, and that can be told which of them may be played now: a
+/// number of active arms in ascending order.
+template <class S>
+concept OpenSelector = Selector<S> &&
+    requires(S selector, const S& settled, std::size_t arm, std::span<const std::size_t> among) {
+  { selector.select(among) } -> std::same_as<Ticket>;
+  { selector.add_arm() } -> std::same_as<std::size_t>;
+  selector.retire(arm);
+  { settled.active(arm) } -> std::same_as<bool>;
 };
 
 /// Settings of a BanditSelector.
@@ -106,14 +118,13 @@ class BanditSelector {
 
   /// Opens a ticket for the arm to play now. std::invalid_argument when all arms are retired.
   Ticket select() {
-    // What an observing policy counted is in its own unit already.
-    const bool own_unit = detail::Observing<Policy> || !range_.known();
-    const double low = own_unit ? 0 : range_.low;
-    const double scale = own_unit ? 1 : range_.scale();
-    const Ticket ticket =
-        chooser_.select([&](std::size_t arm) { return records_[arm].scaled(low, scale); });
-    records_.open(ticket.arm);
-    return ticket;
+    return open([this](const auto& seen) { return chooser_.select(seen); });
+  }
+
+  /// The same among some arms, for what may not be played now: at least one, active, ascending,
+  /// else std::invalid_argument. The policy is told of these alone.
+  Ticket select(std::span<const std::size_t> among) {
+    return open([&](const auto& seen) { return chooser_.select(among, seen); });
   }
 
   /// Closes an open ticket with its reward, which must be within the range that the options and the
@@ -160,6 +171,17 @@ class BanditSelector {
   }
 
  private:
+  template <class Choose>
+  Ticket open(const Choose& choose) {
+    // What an observing policy counted is in its own unit already.
+    const bool own_unit = detail::Observing<Policy> || !range_.known();
+    const double low = own_unit ? 0 : range_.low;
+    const double scale = own_unit ? 1 : range_.scale();
+    const Ticket ticket = choose([&](std::size_t arm) { return records_[arm].scaled(low, scale); });
+    records_.open(ticket.arm);
+    return ticket;
+  }
+
   double lowest() const {
     return given_.known() ? in_own_unit(Policy::min_reward) : -RewardRange::limit;
   }

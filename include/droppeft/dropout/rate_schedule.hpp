@@ -74,11 +74,46 @@ std::vector<double> scheduled_rates(const RateSchedule auto& schedule, std::size
   return rates;
 }
 
-/// Drop rates of `layers` layers with the given shape and mean.
+/// Rates in proportion to weights, one a layer: P_l = min(max_rate, c w_l) with the c > 0 at which
+/// their mean is `mean`, to rounding: what clipping takes from one layer goes to the others in
+/// proportion to their weights. So rates never exceed max_rate, and keep the order of the weights.
 ///
-/// P_l = min(max_rate, c w_l) with the shape's weights w_l and the c > 0 at which the mean of the
-/// rates is `mean`, to rounding: what clipping takes from one layer goes to the others in
-/// proportion to their weights. So rates never exceed max_rate, and monotone shapes stay monotone.
+/// At least one weight, each positive and finite; max_rate in [0, 1); mean in [0, max_rate]. Throws
+/// std::invalid_argument otherwise.
+inline std::vector<double> spread_rates(std::span<const double> weights, double mean,
+                                        double max_rate = 0.95) {
+  const std::size_t layers = weights.size();
+  check(layers >= 1, "spread_rates: weights must hold at least one layer, got none");
+  for (const double weight : weights)
+    check(std::isfinite(weight) && weight > 0,
+          "spread_rates: weights must be positive and finite, got ", weight);
+  check(max_rate >= 0 && max_rate < 1, "spread_rates: max_rate must be in [0, 1), got ", max_rate);
+  check(mean >= 0 && mean <= max_rate, "spread_rates: mean must be in [0, max_rate = ", max_rate,
+        "], got ", mean);
+  // Clip the heaviest layers, one more at a time, until the heaviest that is left stays below the
+  // limit when the others share what remains of the total.
+  std::vector<double> sorted(weights.begin(), weights.end());
+  std::ranges::sort(sorted);
+  std::vector<double> weight_up_to(layers);
+  std::partial_sum(sorted.begin(), sorted.end(), weight_up_to.begin());
+  double factor = std::numeric_limits<double>::infinity();
+  for (std::size_t clipped = 0; clipped < layers; ++clipped) {
+    const std::size_t heaviest = layers - 1 - clipped;
+    const double share =
+        (static_cast<double>(layers) * mean - static_cast<double>(clipped) * max_rate) /
+        weight_up_to[heaviest];
+    if (sorted[heaviest] * share > max_rate) continue;
+    factor = share;
+    break;
+  }
+  std::vector<double> rates(layers);
+  for (std::size_t layer = 0; layer < layers; ++layer)
+    rates[layer] = std::min(max_rate, weights[layer] * factor);
+  return rates;
+}
+
+/// Drop rates of `layers` layers with the given shape and mean, by spread_rates: monotone shapes
+/// stay monotone.
 ///
 /// layers >= 1; max_rate in [0, 1); mean in [0, max_rate]. Throws std::invalid_argument otherwise.
 inline std::vector<double> drop_rates(RateShape shape, std::size_t layers, double mean,
@@ -87,10 +122,8 @@ inline std::vector<double> drop_rates(RateShape shape, std::size_t layers, doubl
   check(max_rate >= 0 && max_rate < 1, "drop_rates: max_rate must be in [0, 1), got ", max_rate);
   check(mean >= 0 && mean <= max_rate, "drop_rates: mean must be in [0, max_rate = ", max_rate,
         "], got ", mean);
+  if (shape == RateShape::uniform) return std::vector<double>(layers, mean);
   const auto depth = static_cast<double>(layers);
-  std::vector<double> rates(layers, mean);
-  if (shape == RateShape::uniform) return rates;
-
   std::vector<double> weights(layers);
   for (std::size_t layer = 0; layer < layers; ++layer) {
     const auto position = static_cast<double>(layer + 1);
@@ -99,24 +132,7 @@ inline std::vector<double> drop_rates(RateShape shape, std::size_t layers, doubl
                      : shape == RateShape::decay     ? depth + 1 - position
                                                      : std::exp(-offset * offset / 2);
   }
-  // Clip the heaviest layers, one more at a time, until the heaviest that is left stays below the
-  // limit when the others share what remains of the total.
-  std::vector<double> sorted = weights;
-  std::ranges::sort(sorted);
-  std::vector<double> weight_up_to(layers);
-  std::partial_sum(sorted.begin(), sorted.end(), weight_up_to.begin());
-  double factor = std::numeric_limits<double>::infinity();
-  for (std::size_t clipped = 0; clipped < layers; ++clipped) {
-    const std::size_t heaviest = layers - 1 - clipped;
-    const double share =
-        (depth * mean - static_cast<double>(clipped) * max_rate) / weight_up_to[heaviest];
-    if (sorted[heaviest] * share > max_rate) continue;
-    factor = share;
-    break;
-  }
-  for (std::size_t layer = 0; layer < layers; ++layer)
-    rates[layer] = std::min(max_rate, weights[layer] * factor);
-  return rates;
+  return spread_rates(weights, mean, max_rate);
 }
 
 }  // namespace droppeft
