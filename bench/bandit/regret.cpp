@@ -33,13 +33,14 @@
 #include <fstream>
 #include <functional>
 #include <iostream>
-#include <map>
 #include <numbers>
 #include <queue>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
+
+#include "command_line.hpp"
 
 namespace {
 
@@ -62,23 +63,16 @@ struct Settings {
 
 Settings read_settings(int count, char** arguments) {
   Settings settings;
-  const std::map<std::string, std::string*> texts{{"--problem", &settings.problem},
-                                                  {"--policy", &settings.policy},
-                                                  {"--out", &settings.out},
-                                                  {"--each", &settings.each},
-                                                  {"--table", &settings.table}};
-  const std::map<std::string, std::uint64_t*> numbers{{"--horizon", &settings.horizon},
-                                                      {"--runs", &settings.runs},
-                                                      {"--seed", &settings.seed},
-                                                      {"--threads", &settings.threads}};
-  for (int i = 1; i < count; i += 2) {
-    const std::string option = arguments[i];
-    check(i + 1 < count && (texts.contains(option) || numbers.contains(option)), usage);
-    if (texts.contains(option))
-      *texts.at(option) = arguments[i + 1];
-    else
-      *numbers.at(option) = std::stoull(arguments[i + 1]);
-  }
+  bench::read_options(count, arguments, usage,
+                      {{"--problem", &settings.problem},
+                       {"--policy", &settings.policy},
+                       {"--out", &settings.out},
+                       {"--each", &settings.each},
+                       {"--table", &settings.table}},
+                      {{"--horizon", &settings.horizon},
+                       {"--runs", &settings.runs},
+                       {"--seed", &settings.seed},
+                       {"--threads", &settings.threads}});
   check(settings.horizon >= 2 && settings.runs >= 2 && settings.threads >= 1,
         "regret: --horizon and --runs must be at least 2, --threads at least 1");
   check(settings.table.empty() || settings.problem != "all", "regret: --table is of one --problem");
@@ -294,19 +288,9 @@ void in_parallel(std::size_t count, std::size_t threads, const Function& functio
     if (failure) std::rethrow_exception(failure);
 }
 
-std::ofstream create(const std::string& file, const std::string& header) {
-  std::ofstream out;
-  if (file.empty()) return out;
-  out.open(file, std::ios::binary);
-  require(out.is_open(), "regret: cannot write ", file);
-  out.precision(12);
-  out << header;
-  return out;
-}
-
 void write_table(const Problem& problem, const Settings& settings) {
   check(problem.sd == 0, "regret: --table is for Bernoulli problems, not ", problem.name);
-  std::ofstream file = create(settings.table, "");
+  std::ofstream file = bench::create(settings.table, "");
   std::string bytes(settings.horizon * problem.arms(), '\0');
   for (std::uint64_t run = 0; run < settings.runs; ++run) {
     const Table table(problem, settings.seed, run);
@@ -366,8 +350,9 @@ bool study(const Problem& problem, const Settings& settings, std::ostream& out,
 
 int main(int count, char** arguments) try {
   const Settings settings = read_settings(count, arguments);
-  std::ofstream out = create(settings.out, "problem,policy,t,regret,half_interval,lai_robbins\n");
-  std::ofstream each = create(settings.each, "problem,policy,run,regret,ns_per_play\n");
+  std::ofstream out =
+      bench::create(settings.out, "problem,policy,t,regret,half_interval,lai_robbins\n");
+  std::ofstream each = bench::create(settings.each, "problem,policy,run,regret,ns_per_play\n");
   bool known = false;
   for (const Problem& problem : problems(settings.horizon)) {
     if (settings.problem != "all" && settings.problem != problem.name) continue;

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <nlohmann/json.hpp>
 #include <span>
+#include <stdexcept>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -177,7 +178,7 @@ class SelectorConfigurator {
   }
 
   /// What a device gained and the seconds it took. Any measure of gain that grows with progress
-  /// will do, in [-1e50, 1e50]: the agreement of its update with the others', or the fall of the
+  /// will do, in [-1e50, 1e50]: length_along the server's last step, or the fall of the
   /// loss on rows held back on the device, which is far noisier. Mostly above 0, or a ratio to
   /// seconds punishes the fast.
   /// seconds in [1e-50, 1e50]: where devices differ in speed, divide by what the device would take

@@ -44,6 +44,7 @@
 #include "droppeft/federated/budget.hpp"
 #include "droppeft/federated/fedavg.hpp"
 #include "droppeft/federated/layer_sharing.hpp"
+#include "droppeft/federated/length_along.hpp"
 #include "droppeft/federated/pace.hpp"
 #include "droppeft/io/replacing_file.hpp"
 #include "droppeft/io/safetensors.hpp"

@@ -1,9 +1,14 @@
-// Any sequence of calls leaves a selector with as many open tickets as it says, and going on bit
-// for bit from its saved state; any JSON is taken or refused whole. How to run it: README.md.
+// Any sequence of calls leaves a selector with as many open tickets as it says, with finite
+// numbers, and going on bit for bit from its saved state; a call that is refused changes nothing;
+// any JSON, and any state of which a part was changed, is taken or refused whole, and what was
+// taken can be played on. How to run it: README.md.
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <iterator>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <string_view>
@@ -11,7 +16,11 @@
 
 #include "droppeft/bandit/exp3.hpp"
 #include "droppeft/bandit/kl_ucb.hpp"
+#include "droppeft/bandit/linear.hpp"
+#include "droppeft/bandit/ratio.hpp"
+#include "droppeft/bandit/softmax.hpp"
 #include "droppeft/bandit/thompson.hpp"
+#include "droppeft/bandit/ucb_tuned.hpp"
 #include "droppeft/bandit/ucb_v.hpp"
 
 namespace {
@@ -34,50 +43,142 @@ struct Bytes {
   }
 };
 
+/// Numbers in [0, 1], and at and beyond the ends of what selectors take.
+double number(Bytes& bytes) {
+  constexpr double ends[] = {
+      -1,     1e50,    -1e50, 1e-50, 1e-25, 1e25,  1e-320,
+      1.1e50, 0.9e-50, 1e100, 2,     1e300, 1e-10, std::numeric_limits<double>::infinity(),
+      NAN};
+  const std::uint8_t byte = bytes.next();
+  return byte < std::size(ends) ? ends[byte] : (byte - std::size(ends)) / 240.0;
+}
+
+constexpr std::size_t dimension = 6;
+
 template <class S>
-void call(Bytes bytes, typename S::Options options) {
-  S selector(3, options);
-  std::vector<Ticket> open;
-  while (bytes.size > 0) {
-    const std::uint8_t what = bytes.next();
-    const std::uint8_t which = bytes.next();
-    const auto place = open.empty() ? 0 : which % open.size();
-    try {
-      if (what % 8 < 3) {
-        open.push_back(selector.select());
-        require_that(selector.active(open.back().arm));
-      } else if (what % 8 < 5 && !open.empty()) {
-        selector.update(open[place], bytes.next() / 255.0);
-        open.erase(open.begin() + static_cast<std::ptrdiff_t>(place));
-      } else if (what % 8 == 5 && !open.empty()) {
-        selector.expire(open[place]);
-        open.erase(open.begin() + static_cast<std::ptrdiff_t>(place));
-      } else if (what % 8 == 6) {
-        if (which % 2 == 0 && selector.arms() < 20)
-          selector.add_arm();
-        else
-          selector.retire(which / 2 % selector.arms());
-      } else {
-        S loaded(3, options);
-        loaded.load(nlohmann::json::parse(selector.save().dump()));
-        require_that(loaded.save() == selector.save());
-        selector = loaded;
-      }
-    } catch (const std::invalid_argument&) {
-    }
-    std::uint64_t pending = 0;
-    for (std::size_t arm = 0; arm < selector.arms(); ++arm) {
-      const ArmRecord record = selector.record(arm);
-      pending += record.pending;
-      require_that(record.plays >= 0 && record.mean() == record.mean() && record.variance() >= 0);
-    }
-    require_that(pending == open.size());
+Ticket select(S& selector, Bytes& bytes) {
+  if constexpr (ContextualSelector<S>) {
+    std::vector<double> context;
+    for (std::size_t i = 0; i < dimension; ++i) context.push_back(number(bytes));
+    return selector.select(context);
+  } else {
+    return selector.select();
   }
 }
 
 template <class S>
-void load(const nlohmann::json& state, typename S::Options options) {
-  S selector(2, options);
+constexpr bool takes_costs = requires(S selector) {
+  selector.update(Ticket(), 1.0, 1.0);
+};
+
+template <class S>
+void update(S& selector, const Ticket& ticket, Bytes& bytes) {
+  const double reward = number(bytes);
+  if constexpr (takes_costs<S>)
+    selector.update(ticket, reward, number(bytes));
+  else
+    selector.update(ticket, reward);
+}
+
+void check(const ArmRecord& record) {
+  require_that(record.plays >= 0 && std::isfinite(record.mean()) && record.variance() >= 0);
+}
+
+void check(const RatioRecord& record) {
+  require_that(record.plays >= 0 && std::isfinite(record.ratio()));
+  check(record.against(record.ratio()));
+}
+
+template <class S>
+void check(const S& selector, std::size_t open) {
+  std::uint64_t pending = 0;
+  for (std::size_t arm = 0; arm < selector.arms(); ++arm) {
+    pending += selector.record(arm).pending;
+    check(selector.record(arm));
+    if constexpr (ContextualSelector<S>)
+      for (const double weight : selector.weights(arm)) require_that(std::isfinite(weight));
+  }
+  if constexpr (takes_costs<S>) require_that(std::isfinite(selector.rate()));
+  require_that(pending == open);
+}
+
+/// Any call but loading.
+template <class S>
+void call(S& selector, std::vector<Ticket>& open, Bytes& bytes) {
+  const std::uint8_t what = bytes.next() % 7, which = bytes.next();
+  const auto place =
+      open.empty() ? open.end() : open.begin() + which % static_cast<int>(open.size());
+  const S before(selector);
+  try {
+    if (what < 3) {
+      const Ticket ticket = select(selector, bytes);
+      require_that(selector.active(ticket.arm) && ticket.probability >= 0 &&
+                   ticket.probability <= 1);
+      open.push_back(ticket);
+    } else if (what == 6) {
+      if (which % 2 == 0 && selector.arms() < 6)
+        selector.add_arm();
+      else
+        selector.retire(which / 2 % selector.arms());
+    } else if (place != open.end()) {
+      if (what == 5)
+        selector.expire(*place);
+      else
+        update(selector, *place, bytes);
+      open.erase(place);
+    }
+  } catch (const std::invalid_argument&) {
+    require_that(selector.save() == before.save());
+  }
+  check(selector, open.size());
+}
+
+/// Changes a part of a state: another value for it, or it is missing, or there twice.
+void corrupt(nlohmann::json& state, Bytes& bytes) {
+  nlohmann::json* part = &state;
+  while (part->is_structured() && !part->empty()) {
+    const auto child = std::next(part->begin(), bytes.next() % static_cast<int>(part->size()));
+    const std::uint8_t what = bytes.next();
+    if (what == 0) {
+      part->erase(child);
+      return;
+    }
+    if (what == 1 && part->is_array()) {
+      part->push_back(nlohmann::json(*child));
+      return;
+    }
+    part = &*child;
+  }
+  const nlohmann::json others[] = {nullptr,
+                                   "text",
+                                   true,
+                                   -1,
+                                   0,
+                                   1,
+                                   0.5,
+                                   3.0,
+                                   NAN,
+                                   1e-320,
+                                   1e-50,
+                                   1e-25,
+                                   -1e50,
+                                   1e50,
+                                   1e60,
+                                   -1e60,
+                                   1e100,
+                                   1e300,
+                                   std::uint64_t{1} << 53,
+                                   std::uint64_t{1} << 63,
+                                   ~std::uint64_t{0},
+                                   nlohmann::json::array(),
+                                   nlohmann::json::array({0, 1}),
+                                   nlohmann::json::object()};
+  *part = others[bytes.next() % std::size(others)];
+}
+
+/// Loads a state into a selector, which takes it, and can be played on then, or stays as it was.
+template <class S>
+void load(S selector, const nlohmann::json& state, Bytes bytes) {
   const auto before = selector.save();
   try {
     selector.load(state);
@@ -85,44 +186,89 @@ void load(const nlohmann::json& state, typename S::Options options) {
     require_that(selector.save() == before);
     return;
   }
-  require_that(selector.save().dump() == nlohmann::json(state).dump() ||
-               state.size() > before.size());
-  for (int i = 0; i < 5; ++i) try {
-      selector.update(selector.select(), 0.5);
-    } catch (const std::invalid_argument&) {
-      return;  // all arms were retired
+  const auto loaded = selector.save();
+  std::vector<Ticket> open;
+  const auto& chooser = loaded.contains("chooser") ? loaded["chooser"] : loaded;
+  for (const auto& ticket : chooser["open"]) open.push_back({ticket[0], ticket[1], ticket[2]});
+  check(selector, open.size());
+  S again(selector);
+  again.load(loaded);
+  require_that(again.save() == loaded);
+  for (int i = 0; i < 10; ++i) call(selector, open, bytes);
+}
+
+template <class S>
+void play(const S& made, Bytes bytes) {
+  S selector(made);
+  std::vector<Ticket> open;
+  while (bytes.size > 0) {
+    if (bytes.next() % 8 > 0) {
+      call(selector, open, bytes);
+      continue;
     }
+    nlohmann::json state = selector.save();
+    S loaded(made);
+    loaded.load(nlohmann::json::parse(state.dump()));
+    require_that(loaded.save() == state);
+    selector = loaded;
+    corrupt(state, bytes);
+    load(bytes.next() % 2 ? selector : made, state, bytes);
+  }
 }
 
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  if (size == 0) return 0;
-  const std::string_view text(reinterpret_cast<const char*>(data) + 1, size - 1);
+  if (size < 2) return 0;
+  const std::string_view text(reinterpret_cast<const char*>(data) + 2, size - 2);
   const auto state = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-  const std::size_t window = data[0] % 3 == 1 ? 5 : 0;
-  const double discount = data[0] % 3 == 2 ? 0.9 : 1;
-  const auto play = [&]<class S>(typename S::Options options) {
-    options.window = window;
-    options.discount = discount;
-    if (data[0] & 64) options.range = RewardRange::unknown();
+  const std::uint8_t settings = data[1];
+  const auto fuzz = [&](const auto& selector) {
     if (state.is_discarded())
-      call<S>({data + 1, size - 1}, options);
+      play(selector, {data + 2, size - 2});
     else
-      load<S>(state, options);
+      load(selector, state, {nullptr, 0});
   };
-  switch (data[0] / 3 % 4) {
+  const auto with_options = [&]<class S>() {
+    typename S::Options options;
+    options.window = settings % 3 == 1 ? 5 : 0;
+    options.discount = settings % 3 == 2 ? 0.9 : 1;
+    if constexpr (takes_costs<S>) {
+      if (settings & 64) options.gains = {0, 1};
+      if (settings & 128) options.costs = {1e-3, 1};
+    } else if (settings & 64) {
+      options.range = RewardRange::unknown();
+    }
+    fuzz(S(3, options));
+  };
+  const double ridge = settings % 3 == 0 ? 1 : settings % 3 == 1 ? 1e-50 : 1e50;
+  switch (data[0] % 9) {
     case 0:
-      play.operator()<UcbVSelector>({});
+      with_options.operator()<UcbVSelector>();
       break;
     case 1:
-      play.operator()<KlUcbSelector>({});
+      with_options.operator()<KlUcbSelector>();
       break;
     case 2:
-      play.operator()<BetaThompsonSelector>({});
+      with_options.operator()<BetaThompsonSelector>();
+      break;
+    case 3:
+      with_options.operator()<Exp3Selector>();
+      break;
+    case 4:
+      with_options.operator()<RatioSelector<UcbTuned>>();
+      break;
+    case 5:
+      with_options.operator()<RatioSelector<KlUcb>>();
+      break;
+    case 6:
+      with_options.operator()<RatioSelector<Softmax>>();
+      break;
+    case 7:
+      fuzz(LinUcbSelector(3, dimension, {.ridge = ridge}));
       break;
     default:
-      play.operator()<Exp3Selector>({});
+      fuzz(LinThompsonSelector(3, dimension, {.ridge = ridge}));
   }
   return 0;
 }
