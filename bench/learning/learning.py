@@ -15,8 +15,9 @@ import json
 import math
 import pathlib
 import re
-import subprocess
 import sys
+
+import runs
 
 # Rounds of 5 of 20 devices with 10 steps each; more classes want more rounds. The centralised runs
 # take the same number of steps of one device that has all rows. droppeft has the simulated time that
@@ -52,23 +53,11 @@ class Run:
         options = ["--seed", seed, "--rounds", rounds, "--sim-seconds", limit, "--train-rows",
                    args.train_rows, "--test-rows", args.test_rows, "--threads", args.threads,
                    *METHODS[method]]
-        options = [str(option) for option in options]
         out = args.out / data / re.sub("[^a-zA-Z0-9]+", "_", method) / str(seed)
-        asked = out / "options.json"
-        if asked.exists() and json.loads(asked.read_text()) != options:
-            sys.exit(f"{out} was made with other options, {asked.read_text()}: move it away")
-        if not (out / "summary.json").exists():
-            out.mkdir(parents=True, exist_ok=True)
-            asked.write_text(json.dumps(options))
-            where = ["--model", args.model, "--out", out, "--resume"]
-            where += [] if data == "messages" else ["--data", args.data / data]
-            print(data, method, "seed", seed, flush=True)
-            subprocess.run([args.program, *map(str, where), *options], check=True,
-                           stdout=subprocess.DEVNULL)
+        where = ["--model", args.model] + ([] if data == "messages" else ["--data", args.data / data])
+        rounds = runs.play(args.program, out, options, where)
         self.summary = json.loads((out / "summary.json").read_text())
-        lines = (out / "metrics.jsonl").read_text().splitlines()
-        self.metrics = [line for line in map(json.loads, lines)
-                        if not limit or line["sim_seconds"] <= limit]
+        self.metrics = [line for line in rounds if not limit or line["sim_seconds"] <= limit]
         self.window = 0
         if self.plain:
             self.window = 3 * limit / len(self.plain.metrics)
@@ -135,10 +124,10 @@ def text(values, unit=1.0, digits=3):
     return f"{mean:.{digits}f} ± {T95[len(values) - 2] * sd / math.sqrt(len(values)):.{digits}f}"
 
 
-def to_target(runs, value):
+def to_target(played, value):
     """For each seed, the cost until fedlora's final accuracy over fedlora's own."""
     shares = []
-    for run in runs:
+    for run in played:
         if run.plain is None:
             return "-"
         target = run.plain.final()
@@ -162,9 +151,9 @@ def main():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each of --threads")
     args = parser.parse_args()
-    runs = len(args.seeds) * len(args.datasets)
-    if runs > len(T95) + 1:
-        parser.error(f"seeds times data sets: at most {len(T95) + 1}, got {runs}")
+    pairs = len(args.seeds) * len(args.datasets)
+    if pairs > len(T95) + 1:
+        parser.error(f"seeds times data sets: at most {len(T95) + 1}, got {pairs}")
 
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         chains = [[(data, method, seed) for method in args.methods]
@@ -184,21 +173,21 @@ def main():
                   "| time to target | bytes to target | peak MB | slow devices, mean MB | noise |",
                   "|---" * 12 + "|"]
         for method in args.methods:
-            runs = [Run(args, data, method, seed) for seed in args.seeds]
+            played = [Run(args, data, method, seed) for seed in args.seeds]
             early, late = ["-", "-"], "-"
             if "--clients" not in METHODS[method]:
                 early = [text([run.at(share * (run.plain or run).metrics[-1]["sim_seconds"])
-                               for run in runs]) for share in (0.25, 0.5)]
-                late = text([run.late() for run in runs])
+                               for run in played]) for share in (0.25, 0.5)]
+                late = text([run.late() for run in played])
             lines.append("| " + " | ".join([
-                method, *early, text([run.final() for run in runs]), late,
-                text([run.final("personal_accuracy") for run in runs]),
-                text([run.swing() for run in runs]),
-                to_target(runs, lambda line: line["sim_seconds"]),
-                to_target(runs, lambda line: line["bytes_up"] + line["bytes_down"]),
-                text([run.metrics[-1]["peak_bytes"] for run in runs], 1e6, 1),
-                text([run.slow_peak() for run in runs], 1e6, 1),
-                text([run.gain_noise() for run in runs], 1, 1)]) + " |")
+                method, *early, text([run.final() for run in played]), late,
+                text([run.final("personal_accuracy") for run in played]),
+                text([run.swing() for run in played]),
+                to_target(played, lambda line: line["sim_seconds"]),
+                to_target(played, lambda line: line["bytes_up"] + line["bytes_down"]),
+                text([run.metrics[-1]["peak_bytes"] for run in played], 1e6, 1),
+                text([run.slow_peak() for run in played], 1e6, 1),
+                text([run.gain_noise() for run in played], 1, 1)]) + " |")
         lines.append("")
     if "droppeft" in args.methods:
         lines += ["### droppeft minus the others, over all sets and seeds", "",

@@ -15,6 +15,7 @@
 #include <droppeft/federated/budget.hpp>
 #include <droppeft/federated/fedavg.hpp>
 #include <droppeft/federated/layer_sharing.hpp>
+#include <droppeft/federated/length_along.hpp>
 #include <droppeft/federated/pace.hpp>
 #include <droppeft/io/safetensors.hpp>
 #include <droppeft/memory/meter.hpp>
@@ -168,7 +169,10 @@ class Federation {
       report(assignments, tasks, received, now.gains);
       now.beliefs = beliefs();
     }
+    const droppeft::State before = global_;
     global_ = global_.updated(server_step(average.value()));
+    last_step_ = global_ - before;
+    if (settings_.rank > 0) last_step_ = layers_of(last_step_);
     now.sim_seconds += slowest;
 
     test(now);
@@ -183,6 +187,7 @@ class Federation {
     droppeft::State state;
     for (const auto& [name, tensor] : global_) state.insert("global/" + name, tensor);
     for (const auto& [name, tensor] : velocity_) state.insert("velocity/" + name, tensor);
+    for (const auto& [name, tensor] : last_step_) state.insert("last step/" + name, tensor);
     for (std::size_t client = 0; client < personal_.size(); ++client)
       for (const auto& [name, tensor] : personal_[client])
         state.insert("client " + std::to_string(client) + "/" + name, tensor);
@@ -224,6 +229,7 @@ class Federation {
                  *configurator_);
       global_ = global;
       velocity_ = part("velocity/");
+      last_step_ = part("last step/");
       for (std::size_t client = 0; client < personal_.size(); ++client)
         personal_[client] = part("client " + std::to_string(client) + "/");
       metrics_ = std::move(metrics);
@@ -275,7 +281,10 @@ class Federation {
   bool adaptive() const { return drops() && settings_.drop_rate == "auto"; }
 
   /// Whether rows are held back: for fedlora too, so that both methods have one split.
-  bool holds() const { return settings_.drop_rate == "auto" && settings_.reward != "agreement"; }
+  bool holds() const {
+    return settings_.drop_rate == "auto" &&
+           (settings_.reward == "loss" || settings_.reward == "accuracy");
+  }
 
   /// Whether a device looks at them.
   bool looks() const { return adaptive() && holds(); }
@@ -407,15 +416,20 @@ class Federation {
                         number(settings_.local_steps));
   }
 
-  /// What each device gained by --reward. Agreements are lengths of whole updates, so they count
-  /// layers as trained, without add()'s weights; a device alone has none.
+  droppeft::State layers_of(const droppeft::State& state) const {
+    return state.select([&](auto name) { return layer_names_(name).has_value(); });
+  }
+
+  /// What each device gained by --reward. Those of steps and agreements are lengths of updates, so
+  /// they count layers as trained, without add()'s weights. A device alone has no agreement.
   std::vector<double> gains_of(const std::vector<Sent>& received,
                                const std::vector<double>& weights) const {
     std::vector<double> gains;
     std::vector<droppeft::State> updates;
     for (const Sent& sent : received) {
-      gains.push_back(sent.gain);
       updates.push_back(sent.update);
+      gains.push_back(settings_.reward == "step" ? droppeft::length_along(sent.update, last_step_)
+                                                 : sent.gain);
     }
     if (settings_.reward != "agreement") return gains;
     return received.size() > 1 ? droppeft::agreement(updates, weights) : std::vector<double>{};
@@ -610,6 +624,7 @@ class Federation {
   std::vector<double> least_rates_;  // of the devices
   std::optional<Configurator> configurator_;
   droppeft::State global_, velocity_;
+  droppeft::State last_step_;  // of the server; its adapters alone, if there are any
   std::vector<droppeft::State> personal_;
   std::vector<RoundMetrics> metrics_;
 };
