@@ -132,8 +132,11 @@ Settings parse(CLI::App& app, int argc, char** argv) {
     without_effect(
         {"--drop-rate", "--gate", "--pace", "--selector", "--space", "--reward", "--memory"},
         "--method fedlora");
-  if (s.drop_rate != "auto")
-    without_effect({"--selector", "--space", "--reward"}, "--drop-rate " + s.drop_rate);
+  if (s.drop_rate != "auto") {
+    without_effect({"--selector", "--space"}, "--drop-rate " + s.drop_rate);
+    check(s.reward == "step" || s.reward == "agreement", "--reward ", s.reward,
+          " needs --drop-rate auto: rows are held back for a chooser only");
+  }
   check(!s.resume || !s.overwrite, "--resume and --overwrite exclude each other");
   one_of("--pace", s.pace, {"round", "device"});
   one_of("--gate", s.gate, {"fixed", "bernoulli"});

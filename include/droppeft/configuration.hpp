@@ -121,13 +121,15 @@ inline std::vector<Configuration> configurations(
 /// The configurations among which a configurator chooses.
 ///
 /// candidates(count, stream) gives those that it begins with, std::invalid_argument if there are
-/// not so many; settings() what must agree on load. A RenewableSpace has also fresh(stream), one at
-/// random, for a share of candidates that is replaced.
+/// not so many; load(saved) one that was saved, std::runtime_error if it is not of this space;
+/// settings() what must agree on load. A RenewableSpace has also fresh(stream), one at random, for
+/// a share of candidates that is replaced.
 template <class Space>
 concept ConfigurationSpace = std::copyable<Space> &&
     DropoutConfiguration<typename Space::Configuration> &&
-    requires(const Space& space, std::size_t count, Stream& stream) {
+    requires(const Space& space, std::size_t count, Stream& stream, const Saved& saved) {
   { space.candidates(count, stream) } -> std::same_as<std::vector<typename Space::Configuration>>;
+  { space.load(saved) } -> std::same_as<typename Space::Configuration>;
   { space.settings() } -> std::same_as<nlohmann::json>;
 };
 
@@ -154,6 +156,13 @@ class ConfigurationGrid {
     check(count == grid_.size(), "ConfigurationGrid: the selector must have ", grid_.size(),
           " arms, one a configuration, got ", count);
     return grid_;
+  }
+
+  C load(const Saved& saved) const {
+    C loaded = C::load(saved);
+    require(std::ranges::find(grid_, loaded) != grid_.end(), "ConfigurationGrid: '",
+            to_string(loaded), "' is not of the grid");
+    return loaded;
   }
 
   nlohmann::json settings() const {
@@ -193,6 +202,13 @@ class RateSpace {
     boost::random::uniform_int_distribution<std::size_t> shape(0, shapes_.size() - 1);
     const RateShape chosen = shapes_[shape(stream)];
     return {chosen, stream.uniform() * max_mean_rate_};
+  }
+
+  Configuration load(const Saved& saved) const {
+    const Configuration loaded = Configuration::load(saved);
+    require(loaded.mean_rate <= max_mean_rate_, "RateSpace: mean_rate must be at most ",
+            max_mean_rate_, ", got ", loaded.mean_rate);
+    return loaded;
   }
 
   nlohmann::json settings() const {
@@ -239,6 +255,13 @@ class LayerRateSpace {
     std::vector<double> weights(layers_);
     for (double& weight : weights) weight = 1e-9 + stream.uniform();
     return {spread_rates(weights, mean, 0.95)};
+  }
+
+  LayerRates load(const Saved& saved) const {
+    LayerRates loaded = LayerRates::load(saved);
+    require(loaded.rates.size() == layers_, "LayerRateSpace: there must be rates for ", layers_,
+            " layers, got ", loaded.rates.size());
+    return loaded;
   }
 
   nlohmann::json settings() const {

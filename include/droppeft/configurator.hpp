@@ -273,7 +273,7 @@ class SelectorConfigurator {
             " elements, got ", candidates.size());
     loaded.candidates_.clear();
     for (std::size_t i = 0; i < candidates.size(); ++i)
-      loaded.candidates_.push_back(Configuration::load(candidates.at(i)));
+      loaded.candidates_.push_back(space_.load(candidates.at(i)));
     loaded.open_.load(saved["open"], OpenTickets::max_id, candidates.size());
     loaded.reports_.clear();
     const Saved reports = saved["reports"];

@@ -327,6 +327,7 @@ TEST_CASE_TEMPLATE("a state that is corrupted is refused and the configurator st
   refuses("/candidates", nlohmann::json::array());
   refuses("/candidates/0/shape", "linear");
   refuses("/candidates/0/mean_rate", 1.5);
+  refuses("/candidates/0/mean_rate", 0.9);
   refuses("/selector/chooser/arms", 9);
   refuses("/selector/chooser/stream/0", -3);
   refuses(std::is_same_v<C, PopulationConfigurator> ? "/space/max_mean_rate" : "/space/0/mean_rate",
@@ -508,6 +509,15 @@ TEST_CASE_TEMPLATE("a device is assigned nothing that it cannot hold", C, EVERY_
                          doctest::Contains("least_rate must be in [0, 0.95]"),
                          std::invalid_argument);
   CHECK(configurator.save() == before);
+}
+
+TEST_CASE("saved rates of another number of layers are refused") {
+  SelectorConfigurator configurator(UcbSelector(4), LayerRateSpace(3), {.epsilon = 0.25});
+  auto state = configurator.save();
+  state["candidates"][2].push_back(0.5);
+  CHECK_THROWS_WITH_AS(configurator.load(state),
+                       doctest::Contains("there must be rates for 3 layers, got 4"),
+                       std::runtime_error);
 }
 
 TEST_CASE("any space goes with any selector and any rule, and comes back bit for bit") {
