@@ -195,8 +195,8 @@ const Run& run_at(const World& world, double rate) {
   throw std::invalid_argument("replay: the table has no run at rate " + std::to_string(rate));
 }
 
-Play pace(const Stream& stream) {
-  return [chooser = PaceConfigurator({.stream = stream})](
+Play pace(const PaceOptions& options) {
+  return [chooser = PaceConfigurator(options)](
              const World& world, const std::vector<RoundCost>& costs, double progress) mutable {
     const double rate = chooser.choose(costs);
     const auto [reached, round] = run_at(world, rate).after(progress, 1);
@@ -232,7 +232,11 @@ Play bandit(const World& world, const std::function<S(std::size_t arms)>& make) 
 }
 
 const std::map<std::string, std::function<Play(const World&, const Stream&)>> choosers{
-    {"pace", [](const World&, const Stream& stream) { return pace(stream); }},
+    {"pace", [](const World&, const Stream& stream) { return pace({.stream = stream}); }},
+    {"pace by its prior",
+     [](const World&, const Stream& stream) {
+       return pace({.stream = stream, .prior_reports = 1e9});
+     }},
     {"thompson",
      [](const World& world, const Stream& stream) {
        return bandit<ThompsonSelector>(world, [&](std::size_t arms) {

@@ -26,7 +26,7 @@ FIXED = ["0.333", "0.667", "0.833", "0.667:incremental"]
 BY_DEVICE = ["0.333", "0.667", "0.833"]
 LIVE = {"pace": ["--selector", "pace", "--reward", "agreement"],
         "pace by step": ["--selector", "pace", "--reward", "step"],
-        "thompson by step": ["--selector", "thompson", "--reward", "step"],
+        "thompson": ["--selector", "thompson", "--reward", "agreement"],
         "paper": ["--selector", "paper", "--reward", "accuracy", "--pace", "device", "--gate",
                   "bernoulli"]}
 GAINS = ["--reward", "agreement"]  # that the table records

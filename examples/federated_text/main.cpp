@@ -88,10 +88,9 @@ Settings parse(CLI::App& app, int argc, char** argv) {
          "depth, as in 0.33,0.67:uniform,incremental; empty: the default grid");
   option(
       "--reward", s.reward,
-      "gain of a device: step, how far its adapters go the way of the server's last step; "
-      "agreement, "
-      "how far its update goes the way of the others'; loss, its fall on rows held back; accuracy, "
-      "its rise, as in the paper");
+      "gain of a device: agreement, how far its update goes the way of the others'; step, how far "
+      "its adapters go the way of the server's last step; loss, its fall on rows held back; "
+      "accuracy, its rise, as in the paper");
   option(
       "--memory", s.memory,
       "MB that a slow device has for a training step beside the model's weights, middle ones "
@@ -147,7 +146,7 @@ Settings parse(CLI::App& app, int argc, char** argv) {
   if (s.selector == "paper") without_effect({"--space"}, "--selector paper");
   check(s.selector != "pace" || s.pace == "round" || s.drop_rate != "auto",
         "--selector pace chooses for --pace round; with --pace device it must be another");
-  one_of("--reward", s.reward, {"step", "agreement", "loss", "accuracy"});
+  one_of("--reward", s.reward, {"agreement", "step", "loss", "accuracy"});
   at_least("--rounds", s.rounds, 1);
   check(std::isfinite(s.sim_seconds) && s.sim_seconds >= 0,
         "--sim-seconds must be finite and at least 0, got ", s.sim_seconds);

@@ -26,7 +26,7 @@ struct Settings {
   std::string pace = "round";
   std::string selector = "pace";
   std::string space;  // empty: the library's own
-  std::string reward = "step";
+  std::string reward = "agreement";
   double memory = 0;              // MB; 0: no limit
   std::int64_t share_layers = 0;  // 0: all
   double target_accuracy = 0;     // 0: none

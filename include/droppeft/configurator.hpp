@@ -178,9 +178,9 @@ class SelectorConfigurator {
   }
 
   /// What a device gained and the seconds it took. Any measure of gain that grows with progress
-  /// will do, in [-1e50, 1e50]: length_along the server's last step, or the fall of the
-  /// loss on rows held back on the device, which is far noisier. Mostly above 0, or a ratio to
-  /// seconds punishes the fast.
+  /// will do, in [-1e50, 1e50]: the agreement of its update with the others', its length_along the
+  /// server's last step, or the fall of the loss on rows held back on the device, which is far
+  /// noisier. Mostly above 0, or a ratio to seconds punishes the fast.
   /// seconds in [1e-50, 1e50]: where devices differ in speed, divide by what the device would take
   /// without dropout, or the rewards tell fast devices from slow ones. Else std::invalid_argument.
   void report(const Assignment<Configuration>& assignment, double gain, double seconds) {

@@ -37,7 +37,7 @@ struct PaceOptions {
 ///     PaceConfigurator chooser;
 ///     const double deadline = round_seconds(costs, chooser.choose(costs));
 ///     ... each device i trains with the mean drop rate costs[i].drop_rate(deadline) ...
-///     chooser.report(rates, gains);  // of each, length_along(update, last step of the server)
+///     chooser.report(rates, agreement(updates, examples));
 ///
 /// A round whose devices drop at rates r_i gains in proportion to sum_i g(r_i), g falling from g(0)
 /// = 1, and lasts T(p) = round_seconds(costs, p) at the pace p. T is known before the round; only g

@@ -138,6 +138,7 @@ TEST_CASE_FIXTURE(Fixture,
         {"--selector", "paper", "--share-layers", "1"},
         {"--selector", "exp3", "--space", "0.3,0.6:decay,normal", "--server-momentum", "0.5"},
         {"--selector", "thompson", "--reward", "loss"},
+        {"--reward", "step"},
         {"--gate", "bernoulli", "--pace", "device", "--selector", "paper", "--reward",
          "accuracy"}}) {
     auto settings = how;
@@ -190,6 +191,12 @@ TEST_CASE_FIXTURE(Fixture,
   }
   CHECK(paced.back().at("sim_seconds").get<double>() ==
         doctest::Approx(each.back().at("sim_seconds").get<double>()).epsilon(0.1));
+}
+
+TEST_CASE_FIXTURE(Fixture, "before the server's first step nothing is gained along it") {
+  REQUIRE(run("step", {"--reward", "step"}) == 0);
+  CHECK(metrics("step")[0].at("gains") == std::vector<double>(3, 0.0));
+  for (const double gain : metrics("step")[1].at("gains")) CHECK(gain != 0);
 }
 
 TEST_CASE_FIXTURE(Fixture, "a fixed rate may have a shape over the depth") {

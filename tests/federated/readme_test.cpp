@@ -10,8 +10,8 @@
 #include "droppeft/core/module.hpp"
 #include "droppeft/core/state.hpp"
 #include "droppeft/dropout/layer_dropout.hpp"
+#include "droppeft/federated/agreement.hpp"
 #include "droppeft/federated/fedavg.hpp"
-#include "droppeft/federated/length_along.hpp"
 #include "droppeft/federated/pace.hpp"
 #include "droppeft/pace_configurator.hpp"
 #include "support.hpp"
@@ -65,10 +65,10 @@ TEST_CASE("the federation of the README learns") {
 
   // clang-format off
   dp::PaceConfigurator chooser;
-  dp::State last_step;  // of the server
   for (int round = 0; round < rounds; ++round) {
     const double deadline = dp::round_seconds(costs, chooser.choose(costs));  // costs: seconds of each device
-    std::vector<double> rates, gains;
+    std::vector<double> rates;
+    std::vector<dp::State> updates;
     dp::FedAvg average;
     for (std::size_t i = 0; i < devices.size(); ++i) {
       rates.push_back(costs[i].drop_rate(deadline));  // slow devices drop layers, the fast need not
@@ -77,11 +77,10 @@ TEST_CASE("the federation of the README learns") {
       train(model, devices[i]);  // your own loop
       const dp::State trained = dp::trainable_state(*model);
       average.add(trained, examples[i]);
-      gains.push_back(dp::length_along(trained - global, last_step));  // how far it went the server's way
+      updates.push_back(trained - global);
     }
-    chooser.report(rates, gains);
-    last_step = average.value() - global;
-    global = average.value();
+    chooser.report(rates, dp::agreement(updates, examples));  // how far each went the way of the others
+    global = global.updated(average.value());
   }
   // clang-format on
 

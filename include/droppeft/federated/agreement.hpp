@@ -26,8 +26,10 @@ namespace droppeft {
 /// Cosines with the aggregate measure contributions in CGSV (Xu et al., NeurIPS 2021); the length
 /// instead of the cosine (a client that does less gains less), leaving a client out of its own
 /// yardstick, and the use as a bandit's reward are ours. Not for clients that share no task (there
-/// is no common direction), nor as a defence against those that lie. LibTorch's products make the
-/// last bits depend on the number of threads.
+/// is no common direction), nor as a defence against those that lie. Devices that drop layers agree
+/// on the way down of their thinned models, so between drop rates it flatters the higher ones; for
+/// the way of the whole model see length_along.hpp. LibTorch's products make the last bits depend
+/// on the number of threads.
 ///
 /// Two clients at least; tensors of one name of one shape; finite numbers; weights positive and
 /// finite, one a client; else std::invalid_argument.
