@@ -71,7 +71,7 @@ def main():
     parser.add_argument("--out", required=True, type=pathlib.Path)
     parser.add_argument("--table", type=pathlib.Path, help="where to write the table, if at all")
     parser.add_argument("--datasets", nargs="+", default=list(ROUNDS), choices=list(ROUNDS))
-    parser.add_argument("--methods", nargs="+", default=["none", *FIXED, "pace"], choices=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=["none", *FIXED, "pace", "pace by step"], choices=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--train-rows", type=int, default=6000)
     parser.add_argument("--test-rows", type=int, default=400)
