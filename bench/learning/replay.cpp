@@ -41,9 +41,9 @@ using namespace droppeft;
 constexpr const char* usage =
     R"(usage: replay --table FILE.csv [--runs N] [--seed S] [--out FILE.csv]
 
---table: what sweep.py wrote. --runs: of each chooser in each world, 200. --out: set, seed, chooser,
-kind (fixed, replayed, live), seconds to the target, and over those of the set's best fixed
-configuration and of its median one.
+--table: what sweep.py wrote. --runs: of each chooser in each world, 200. --out: set, number of the
+seed, chooser, kind (fixed, fixed replayed, replayed, live), time to the target over fedlora's whole
+time, over that of the set's best fixed configuration, and the seed's median fixed one over it.
 )";
 
 /// A round of a recorded run.
@@ -116,13 +116,10 @@ std::optional<Configuration> configuration_of(const std::string& method) {
   if (method == "none") return Configuration{};
   Configuration found;
   std::istringstream text(method);
+  std::string shape, more;
   if (!(text >> found.mean_rate)) return std::nullopt;
-  if (text.get() == ':') {
-    std::string shape;
-    text >> shape;
-    found.shape = parse_rate_shape(shape);
-  }
-  return found;
+  if (text.get() == ':' && text >> shape) found.shape = parse_rate_shape(shape);
+  return text >> more ? std::nullopt : std::optional(found);
 }
 
 std::vector<double> numbers(const std::string& list) {
@@ -164,19 +161,19 @@ Worlds read(const std::string& file) {
   return worlds;
 }
 
-/// Plays a chooser until the target, or ten times fedlora's whole time; the seconds.
-/// play(world, costs, progress) plays one round: its seconds and the progress after it.
+/// Plays a chooser until the target, or for fedlora's whole time, as the recorded runs; the
+/// seconds. play(world, costs, progress) plays one round: its seconds and the progress after it.
 using Play = std::function<std::pair<double, double>(const World&, const std::vector<RoundCost>&,
                                                      double progress)>;
 double seconds_to_target(const World& world, const Play& play) {
   double seconds = 0, progress = 0;
-  for (std::size_t round = 0; progress < 1 && seconds < 10 * world.limit(); ++round) {
+  for (std::size_t round = 0; progress < 1 && seconds < world.limit(); ++round) {
     const auto [took, reached] =
         play(world, world.devices[round % world.devices.size()]->costs, progress);
     seconds += took;
     progress = reached;
   }
-  return seconds;
+  return std::min(seconds, world.limit());
 }
 
 Play fixed(const std::string& method) {
@@ -269,7 +266,7 @@ double half_interval(const std::vector<double>& values) {
   double squares = 0;
   for (const double value : values) squares += std::pow(value - mean(values), 2);
   const auto n = static_cast<double>(values.size());
-  const double t = t95[std::min(values.size() - 2, std::size(t95) - 1)];
+  const double t = values.size() - 2 < std::size(t95) ? t95[values.size() - 2] : 1.96;
   return t * std::sqrt(squares / (n - 1) / n);
 }
 
@@ -299,7 +296,6 @@ void replay(const Worlds& worlds, std::uint64_t runs, std::uint64_t seed, std::o
         live[method].push_back(run.seconds_to_target().value_or(world->limit()) / world->limit());
     }
     Times replayed;
-    double largest_spread = 0;
     for (const auto& [name, make] : choosers)
       for (std::size_t i = 0; i < members.size(); ++i) {
         std::vector<double> times;
@@ -308,7 +304,6 @@ void replay(const Worlds& worlds, std::uint64_t runs, std::uint64_t seed, std::o
               seconds_to_target(*members[i], make(*members[i], Stream(seed).fold(i).fold(run))) /
               members[i]->limit());
         replayed[name].push_back(mean(times));
-        largest_spread = std::max(largest_spread, 1.96 * half_interval(times) / 12.706);
       }
 
     const auto mean_time = [](const auto& each) { return mean(each.second); };
@@ -342,7 +337,7 @@ void replay(const Worlds& worlds, std::uint64_t runs, std::uint64_t seed, std::o
       }
     };
     rows(recorded, "fixed");
-    rows(again, "fixed, replayed");
+    rows(again, "fixed replayed");
     rows(replayed, "replayed");
     rows(live, "live");
   }

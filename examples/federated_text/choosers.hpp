@@ -139,7 +139,13 @@ inline std::vector<droppeft::Configuration> configurations_of(const std::string&
   if (colon < space.size())
     for (const std::string& part : parts(space.substr(colon + 1)))
       shapes.push_back(parse_shape(part, "--space"));
-  return shapes.empty() ? droppeft::configurations(means) : droppeft::configurations(means, shapes);
+  const auto grid =
+      shapes.empty() ? droppeft::configurations(means) : droppeft::configurations(means, shapes);
+  for (std::size_t i = 1; i < grid.size(); ++i)
+    for (std::size_t j = 0; j < i; ++j)
+      check(to_string(grid[i]) != to_string(grid[j]), "--space: two configurations are called ",
+            to_string(grid[i]));
+  return grid;
 }
 
 /// The chooser that --selector and --space name, which must be right, for devices of these classes.

@@ -249,7 +249,7 @@ class Federation {
     std::vector<std::vector<std::size_t>> batches;  // rows, one batch a step
     droppeft::RoundCost cost;                       // as far as it is known beforehand
     std::vector<double> drop_rates{};
-    double share_of_full_depth = 1;  // seconds of the round at this pace over those at full depth
+    double share_of_longest = 1;  // seconds of the round at this pace over those of the longest one
   };
 
   /// What a device sends after its local steps, and what they cost.
@@ -357,11 +357,15 @@ class Federation {
     }
   }
 
-  /// What the devices of a round may be assigned. With --pace round each drops what it must anyway.
-  std::vector<droppeft::DeviceRequest> requests(const std::vector<Task>& tasks) const {
+  /// What the devices of a round may be assigned. With --pace round each drops what it must anyway;
+  /// so does one that can hold no candidate, which is assigned one of those that drop most.
+  std::vector<droppeft::DeviceRequest> requests(const std::vector<Task>& tasks,
+                                                double highest) const {
     std::vector<droppeft::DeviceRequest> requests;
     for (const Task& task : tasks)
-      requests.push_back({task.client, settings_.pace == "device" ? task.cost.least_rate : 0.0});
+      requests.push_back({task.client, settings_.pace == "device"
+                                           ? std::min(task.cost.least_rate, highest)
+                                           : 0.0});
     return requests;
   }
 
@@ -381,7 +385,10 @@ class Federation {
               std::ranges::fill(configurations, pace);
               played.push_back(to_string(pace));
             } else {
-              assignments = configurator.assign(requests(tasks));
+              double highest = 0;
+              for (const auto& each : configurator.estimates())
+                highest = std::max(highest, each.configuration.mean());
+              assignments = configurator.assign(requests(tasks, highest));
             }
           },
           *configurator_);
@@ -395,7 +402,7 @@ class Federation {
     for (std::size_t i = 0; i < tasks.size(); ++i) {
       if (settings_.pace == "round") {
         const double deadline = droppeft::round_seconds(costs, configurations[i].mean_rate);
-        tasks[i].share_of_full_depth = deadline / droppeft::round_seconds(costs, 0);
+        tasks[i].share_of_longest = deadline / droppeft::round_seconds(costs, 0);
         configurations[i].mean_rate = costs[i].drop_rate(deadline);
       }
       configurations[i].mean_rate = std::max(configurations[i].mean_rate, costs[i].least_rate);
@@ -436,12 +443,12 @@ class Federation {
   }
 
   /// Tells the configurator what each device gained and at which cost: of the round's seconds at
-  /// the pace of its configuration the share of those at full depth, or with --pace device of its
-  /// own; the paper takes its own seconds.
+  /// the pace of its configuration the share of those of the longest round, or with --pace device
+  /// of its own; the paper takes its own seconds.
   void report(const std::vector<Assignment>& assignments, const std::vector<Task>& tasks,
               const std::vector<Sent>& received, const std::vector<double>& gains) {
     const auto seconds = [&](std::size_t i) {
-      if (settings_.pace == "round") return tasks[i].share_of_full_depth;
+      if (settings_.pace == "round") return tasks[i].share_of_longest;
       if (settings_.selector == "paper") return received[i].seconds;
       return received[i].seconds / tasks[i].cost.seconds(0);
     };

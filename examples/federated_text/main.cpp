@@ -121,6 +121,12 @@ Settings parse(CLI::App& app, int argc, char** argv) {
           " must be one of ", list, "; got '", value, "'");
   };
   one_of("--method", s.method, {"droppeft", "fedlora"});
+  one_of("--pace", s.pace, {"round", "device"});
+  one_of("--gate", s.gate, {"fixed", "bernoulli"});
+  one_of("--selector", s.selector, selector_names());
+  one_of("--reward", s.reward, {"agreement", "step", "loss", "accuracy"});
+  if (s.drop_rate != "auto") fixed_configuration(s.drop_rate);
+  configurations_of(s.space);
   check(!s.compare || app.count("--method") == 0,
         "--compare plays both methods and cannot be given with --method ", s.method);
   const auto without_effect = [&](const std::vector<const char*>& names, const std::string& why) {
@@ -137,16 +143,11 @@ Settings parse(CLI::App& app, int argc, char** argv) {
           " needs --drop-rate auto: rows are held back for a chooser only");
   }
   check(!s.resume || !s.overwrite, "--resume and --overwrite exclude each other");
-  one_of("--pace", s.pace, {"round", "device"});
-  one_of("--gate", s.gate, {"fixed", "bernoulli"});
-  one_of("--selector", s.selector, selector_names());
-  configurations_of(s.space);
   check(s.selector != "pace" || s.space.find(':') == std::string::npos,
         "--selector pace takes no shapes in --space, got '", s.space, "'");
   if (s.selector == "paper") without_effect({"--space"}, "--selector paper");
   check(s.selector != "pace" || s.pace == "round" || s.drop_rate != "auto",
         "--selector pace chooses for --pace round; with --pace device it must be another");
-  one_of("--reward", s.reward, {"agreement", "step", "loss", "accuracy"});
   at_least("--rounds", s.rounds, 1);
   check(std::isfinite(s.sim_seconds) && s.sim_seconds >= 0,
         "--sim-seconds must be finite and at least 0, got ", s.sim_seconds);
@@ -173,7 +174,6 @@ Settings parse(CLI::App& app, int argc, char** argv) {
         "--server-momentum must be in [0, 1), got ", s.server_momentum);
   check(std::isfinite(s.logit_adjustment) && s.logit_adjustment >= 0,
         "--logit-adjustment must be finite and at least 0, got ", s.logit_adjustment);
-  if (s.drop_rate != "auto") fixed_configuration(s.drop_rate);
   check(std::isfinite(s.memory) && s.memory >= 0, "--memory must be finite and at least 0 MB, got ",
         s.memory);
   check(s.memory == 0 || s.gate == "fixed",

@@ -207,10 +207,11 @@ inline void draw(const std::filesystem::path& path, const std::vector<Run>& runs
 /// beneath what was believed of each, with its 95 % interval. Nothing where nothing chose.
 inline void draw_choices(const std::filesystem::path& path,
                          const std::vector<RoundMetrics>& metrics) {
-  const auto& last = metrics.back().beliefs;
-  if (last.empty()) return;
-  std::vector<std::string> names;
-  for (const Belief& belief : last) names.push_back(belief.name);
+  std::vector<std::string> names;  // in the order in which they came
+  for (const RoundMetrics& round : metrics)
+    for (const Belief& belief : round.beliefs)
+      if (std::ranges::find(names, belief.name) == names.end()) names.push_back(belief.name);
+  if (names.empty()) return;
   std::ostringstream plot;
   plot << "set terminal pngcairo size 1000," << 420 + 24 * names.size()
        << " font 'sans,11' enhanced\nset output " << quoted(path.string()) << "\n";

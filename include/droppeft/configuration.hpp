@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <sstream>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -67,11 +68,12 @@ inline std::string to_string(const Configuration& configuration) {
 struct LayerRates {
   std::vector<double> rates;
 
-  /// The rates; std::invalid_argument unless there are so many layers.
+  /// The rates; std::invalid_argument unless there are so many layers, and each is in its range.
   std::vector<double> drop_rates(std::size_t layers) const {
     check(rates.size() == layers, "LayerRates: there are rates for ", rates.size(),
           " layers, asked for ", layers);
-    check_drop_rates(rates, "LayerRates");
+    for (const double rate : rates)
+      check(rate >= 0 && rate <= 0.95, "LayerRates: rates must be in [0, 0.95], got ", rate);
     return rates;
   }
   double mean() const {
@@ -104,16 +106,20 @@ inline std::string to_string(const LayerRates& configuration) {
 /// No dropout, then every mean above zero with every shape. Zero is there exactly once, asked for
 /// or not: no bandit can help where dropout does not pay, if it may not choose none.
 ///
-/// Means in [0, 0.95], else std::invalid_argument. The default grid is ours: small, since a
-/// federated run has few rounds to learn it in.
+/// Means in [0, 0.95], none but zero twice, no shape twice, else std::invalid_argument. The default
+/// grid is ours: small, since a federated run has few rounds to learn it in.
 inline std::vector<Configuration> configurations(
     const std::vector<double>& means = {1.0 / 3, 2.0 / 3, 5.0 / 6},
     const std::vector<RateShape>& shapes = {RateShape::uniform, RateShape::incremental}) {
   std::vector<Configuration> grid{Configuration{}};
   for (const double mean : means) {
     check(mean >= 0 && mean <= 0.95, "configurations: means must be in [0, 0.95], got ", mean);
-    for (const RateShape shape : shapes)
-      if (mean > 0) grid.push_back({shape, mean});
+    for (const RateShape shape : shapes) {
+      const Configuration next{shape, mean};
+      check(mean == 0 || std::ranges::find(grid, next) == grid.end(),
+            "configurations: no mean and no shape may be there twice, got ", to_string(next));
+      if (mean > 0) grid.push_back(next);
+    }
   }
   return grid;
 }
@@ -144,12 +150,23 @@ class ConfigurationGrid {
  public:
   using Configuration = C;
 
-  /// At least one, each with a mean rate in [0, 0.95], else std::invalid_argument.
+  /// At least one, all different, each with a mean rate in [0, 0.95] and coming back from what it
+  /// saves, else std::invalid_argument.
   ConfigurationGrid(std::vector<C> grid) : grid_(std::move(grid)) {  // NOLINT: a list is a grid
-    check(!grid_.empty(), "ConfigurationGrid: there must be at least one configuration");
-    for (const C& each : grid_)
+    check(!grid_.empty(), "ConfigurationGrid: there must be at least one configuration, got none");
+    for (const C& each : grid_) {
       check(each.mean() >= 0 && each.mean() <= 0.95,
             "ConfigurationGrid: mean rates must be in [0, 0.95], got ", each.mean());
+      check(std::ranges::count(grid_, each) == 1, "ConfigurationGrid: '", to_string(each),
+            "' is there twice");
+      try {
+        const nlohmann::json saved = each.save();
+        check(C::load({saved, "configuration"}) == each, "it is another when it is loaded");
+      } catch (const std::exception& error) {
+        throw std::invalid_argument("ConfigurationGrid: '" + to_string(each) +
+                                    "': " + error.what());
+      }
+    }
   }
 
   std::vector<C> candidates(std::size_t count, Stream&) const {
@@ -188,7 +205,7 @@ class RateSpace {
       : max_mean_rate_(max_mean_rate), shapes_(std::move(shapes)) {
     check(max_mean_rate_ >= 0 && max_mean_rate_ <= 0.95,
           "RateSpace: max_mean_rate must be in [0, 0.95], got ", max_mean_rate_);
-    check(!shapes_.empty(), "RateSpace: shapes must hold at least one shape");
+    check(!shapes_.empty(), "RateSpace: shapes must hold at least one shape, got none");
   }
 
   std::vector<Configuration> candidates(std::size_t count, Stream& stream) const {
@@ -208,6 +225,8 @@ class RateSpace {
     const Configuration loaded = Configuration::load(saved);
     require(loaded.mean_rate <= max_mean_rate_, "RateSpace: mean_rate must be at most ",
             max_mean_rate_, ", got ", loaded.mean_rate);
+    require(loaded.mean_rate == 0 || std::ranges::find(shapes_, loaded.shape) != shapes_.end(),
+            "RateSpace: the shape ", to_string(loaded.shape), " is not of the space");
     return loaded;
   }
 
@@ -261,6 +280,9 @@ class LayerRateSpace {
     LayerRates loaded = LayerRates::load(saved);
     require(loaded.rates.size() == layers_, "LayerRateSpace: there must be rates for ", layers_,
             " layers, got ", loaded.rates.size());
+    require(loaded.mean() <= max_mean_rate_ + 1e-9,
+            "LayerRateSpace: the mean rate must be at most ", max_mean_rate_, ", got ",
+            loaded.mean());
     return loaded;
   }
 

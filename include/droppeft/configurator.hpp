@@ -147,30 +147,50 @@ class SelectorConfigurator {
           "SelectorConfigurator: epsilon must be 0 with a space that "
           "has no fresh configurations, or a selector whose arms cannot be replaced, got ",
           epsilon_);
+    check(epsilon_ == 0 || chooses_among(),
+          "SelectorConfigurator: epsilon must be 0 with a selector whose arms cannot be replaced, "
+          "got ",
+          epsilon_);
     candidates_ = space_.candidates(selector_.arms(), stream_);
+    check(candidates_.size() == selector_.arms(),
+          "SelectorConfigurator: the space must give as many candidates as the selector has arms, ",
+          selector_.arms(), ", got ", candidates_.size());
+    check(any_active(), "SelectorConfigurator: the selector must have an arm that is not retired");
   }
+
+  SelectorConfigurator(S selector, Space space, Rule rule)
+      : SelectorConfigurator(std::move(selector), std::move(space), {}, std::move(rule)) {}
 
   /// A grid.
   SelectorConfigurator(S selector, std::vector<Configuration> grid, Rule rule = Rule())
       : SelectorConfigurator(std::move(selector), Space(std::move(grid)), {}, std::move(rule)) {}
 
-  /// One configuration for each of so many devices, alike in what they can hold.
+  /// One configuration for each of so many devices, at most 2^32, that can hold all: numbers 0, 1
+  /// and so on, where the selector tells them apart.
   std::vector<Assignment<Configuration>> assign(std::size_t devices) {
-    return assign(std::vector<DeviceRequest>(devices));
+    check(devices <= std::size_t{1} << 32,
+          "Configurator::assign: devices must be at most 2^32, got ", devices);
+    std::vector<DeviceRequest> requests(devices);
+    for (std::size_t device = 0; device < devices; ++device) requests[device].device = device;
+    return assign(requests);
   }
 
   /// One for each of these. Throws std::invalid_argument, with nothing assigned, for a device that
-  /// can hold no candidate, and for any least_rate above 0 if the selector cannot choose among
-  /// some.
+  /// can hold no candidate, or whose number the selector does not know, and for any least_rate
+  /// above 0 if the selector cannot choose among some.
   std::vector<Assignment<Configuration>> assign(std::span<const DeviceRequest> requests) {
     std::vector<std::vector<std::size_t>> permitted;
     for (const DeviceRequest& request : requests) permitted.push_back(permitted_arms(request));
     std::vector<Assignment<Configuration>> assignments;
+    S selector = selector_;
+    OpenTickets open = open_;
     for (std::size_t i = 0; i < requests.size(); ++i) {
-      const Ticket ticket = select(requests[i], permitted[i]);
-      open_.open(ticket, "Configurator::assign");
+      const Ticket ticket = select(selector, requests[i], permitted[i]);
+      open.open(ticket, "Configurator::assign");
       assignments.push_back({ticket, candidates_[ticket.arm]});
     }
+    selector_ = std::move(selector);
+    open_ = std::move(open);
     return assignments;
   }
   std::vector<Assignment<Configuration>> assign(const std::vector<DeviceRequest>& requests) {
@@ -199,17 +219,29 @@ class SelectorConfigurator {
     selector_.expire(assignment.ticket);
   }
 
+  /// Throws std::invalid_argument, with nothing learned, when the rule gives a reward that the
+  /// selector does not take (GainPerSecond to one that wants [0, 1]), or not one a report.
   void finish_round() {
     std::ranges::sort(reports_, {}, [](const GainReport& report) { return report.ticket.id; });
-    const std::vector<double> rewards = rule_(round_, reports_);
+    S selector = selector_;
+    Rule rule = rule_;
+    const std::vector<double> rewards = rule(round_, reports_);
+    check(rewards.size() == reports_.size(),
+          "Configurator::finish_round: the rule must give one reward a report, ", reports_.size(),
+          ", got ", rewards.size());
     for (std::size_t i = 0; i < reports_.size(); ++i)
-      selector_.update(reports_[i].ticket, rewards[i]);
+      selector.update(reports_[i].ticket, rewards[i]);
+    selector_ = std::move(selector);
+    rule_ = std::move(rule);
     rewarded_ += reports_.size();
     reports_.clear();
     ++round_;
     if constexpr (renewable)
       if (epsilon_ > 0) renew();
   }
+
+  /// What learns: for what it knows beside the estimates, as of single devices.
+  const S& selector() const { return selector_; }
 
   Configuration best() const {
     const auto all = estimates();
@@ -274,6 +306,7 @@ class SelectorConfigurator {
     loaded.candidates_.clear();
     for (std::size_t i = 0; i < candidates.size(); ++i)
       loaded.candidates_.push_back(space_.load(candidates.at(i)));
+    require(loaded.any_active(), "SelectorConfigurator.selector: all arms are retired");
     loaded.open_.load(saved["open"], OpenTickets::max_id, candidates.size());
     loaded.reports_.clear();
     const Saved reports = saved["reports"];
@@ -293,19 +326,31 @@ class SelectorConfigurator {
  private:
   // Keeps ratios and their squares finite.
   static constexpr double limit = 1e50;
-  static constexpr bool chooses_among = OpenSelector<S> || DeviceSelector<S>;
-  static constexpr bool renewable = RenewableSpace<Space> && chooses_among;
+  static constexpr bool has_active = OpenSelector<S> || DeviceSelector<S>;
+  static constexpr bool renewable = RenewableSpace<Space> && has_active;
+
+  /// Whether the selector can choose among some arms, which come and go.
+  bool chooses_among() const {
+    if constexpr (requires { selector_.open(); }) return selector_.open();
+    return has_active;
+  }
 
   bool active(std::size_t arm) const {
-    if constexpr (chooses_among) return selector_.active(arm);
+    if constexpr (has_active) return selector_.active(arm);
     return true;
+  }
+
+  bool any_active() const {
+    for (std::size_t arm = 0; arm < selector_.arms(); ++arm)
+      if (active(arm)) return true;
+    return false;
   }
 
   std::vector<std::size_t> permitted_arms(const DeviceRequest& request) const {
     check(request.least_rate >= 0 && request.least_rate <= 0.95,
           "Configurator::assign: least_rate must be in [0, 0.95], got ", request.least_rate);
     check(
-        chooses_among || request.least_rate == 0,
+        chooses_among() || request.least_rate == 0,
         "Configurator::assign: least_rate must be 0 with a selector that cannot choose among some "
         "arms, got ",
         request.least_rate);
@@ -323,12 +368,13 @@ class SelectorConfigurator {
     return permitted;
   }
 
-  Ticket select(const DeviceRequest& request, std::span<const std::size_t> among) {
+  static Ticket select(S& selector, const DeviceRequest& request,
+                       std::span<const std::size_t> among) {
     if constexpr (DeviceSelector<S>)
-      return selector_.select(request.device, among);
+      return selector.select(request.device, among);
     else if constexpr (OpenSelector<S>)
-      if (request.least_rate > 0) return selector_.select(among);
-    if constexpr (!DeviceSelector<S>) return selector_.select();
+      if (request.least_rate > 0) return selector.select(among);
+    if constexpr (!DeviceSelector<S>) return selector.select();
   }
 
   void renew() {
@@ -385,6 +431,8 @@ class SelectorConfigurator {
 
 template <class S, DropoutConfiguration C>
 SelectorConfigurator(S, std::vector<C>) -> SelectorConfigurator<S, ConfigurationGrid<C>>;
+template <class S, ConfigurationSpace Space, RewardRule Rule>
+SelectorConfigurator(S, Space, Rule) -> SelectorConfigurator<S, Space, Rule>;
 template <class S, DropoutConfiguration C, class Rule>
 SelectorConfigurator(S, std::vector<C>, Rule)
     -> SelectorConfigurator<S, ConfigurationGrid<C>, Rule>;

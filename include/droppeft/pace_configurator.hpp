@@ -48,11 +48,12 @@ struct PaceOptions {
 ///
 /// Belief: g at each of `rates` is normal with mean (n0 (1 - r) + sum x) / (n0 + n) and standard
 /// deviation noise_sd / sqrt(n0 + n), where n reports x count for the nearest rate, discounted, and
-/// n0 = prior_reports; linear in between. x is a gain over that at full depth, (sum of gains) /
-/// (sum of believed g), clipped to [-2, 4]; the sums are those of this round and, by halves, of the
-/// ones before. For gains shrink over the rounds: devices that drop little are the yardstick for
-/// those that drop much in the same round, and where all drop alike the last rounds are. The prior
-/// 1 - r says that a gain is worth the layers that were trained for it.
+/// n0 = prior_reports; linear in between, and on beyond the last. x is a gain over that at full
+/// depth, (sum of gains) / (sum of believed g, where above 0), clipped to [-2, 4]; the sums are
+/// those of this round and, by halves, of the ones before. For gains shrink over the rounds:
+/// devices that drop little are the yardstick for those that drop much in the same round, and where
+/// all drop alike the last rounds are. The prior 1 - r says that a gain is worth the layers that
+/// were trained for it.
 ///
 /// Units of gains and seconds are free. A value: a copy goes on as the original would. One thread
 /// at a time. Ours; DropPEFT (arXiv 2503.10217) gives each device a configuration of its own and
@@ -68,7 +69,8 @@ class PaceConfigurator {
         sums_(options_.rates.size()),
         counts_(options_.rates.size()) {
     const auto& rates = options_.rates;
-    check(!rates.empty() && rates.front() == 0, "PaceConfigurator: rates must begin with 0");
+    check(!rates.empty(), "PaceConfigurator: rates must begin with 0, got none");
+    check(rates.front() == 0, "PaceConfigurator: rates must begin with 0, got ", rates.front());
     for (std::size_t i = 1; i < rates.size(); ++i)
       check(rates[i] > rates[i - 1] && rates[i] <= 0.95,
             "PaceConfigurator: rates must ascend in [0, 0.95], got ", rates[i], " after ",
@@ -84,25 +86,28 @@ class PaceConfigurator {
 
   /// The mean drop rate that is to set the pace of a round of these devices, at least one.
   double choose(std::span<const RoundCost> costs) {
+    std::vector<double> deadlines;
+    for (const double pace : options_.rates) deadlines.push_back(round_seconds(costs, pace));
     std::vector<double> gains = believed();
     for (std::size_t i = 0; i < gains.size(); ++i)
       gains[i] += boost::random::normal_distribution<double>(0, sd(i))(stream_);
     double best = 0, highest = -std::numeric_limits<double>::infinity();
-    for (const double pace : options_.rates) {
-      const double deadline = round_seconds(costs, pace);
+    for (std::size_t i = 0; i < deadlines.size(); ++i) {
+      const double deadline = deadlines[i];
       double gain = 0;
       for (const RoundCost& cost : costs) gain += at(gains, cost.drop_rate(deadline));
       if (gain / deadline > highest) {
         highest = gain / deadline;
-        best = pace;
+        best = options_.rates[i];
       }
     }
     return best;
   }
 
   /// The mean drop rates at which the devices of a round trained, each in [0, 1), and what each
-  /// gained, finite; devices that failed are left out. Else std::invalid_argument. Teaches nothing
-  /// before a round whose gains sum to more than 0.
+  /// gained, in [-1e50, 1e50]; devices that failed are left out. Else std::invalid_argument.
+  /// Teaches nothing before a round whose gains sum to more than 0; later such rounds lower what is
+  /// believed, but are no yardstick.
   void report(std::span<const double> rates, std::span<const double> gains) {
     check(rates.size() == gains.size(), "PaceConfigurator::report: ", rates.size(),
           " rates need as many gains, got ", gains.size());
@@ -111,8 +116,8 @@ class PaceConfigurator {
     for (std::size_t i = 0; i < rates.size(); ++i) {
       check(rates[i] >= 0 && rates[i] < 1,
             "PaceConfigurator::report: a rate must be in [0, 1), got ", rates[i]);
-      check(std::isfinite(gains[i]), "PaceConfigurator::report: a gain must be finite, got ",
-            gains[i]);
+      check(gains[i] >= -1e50 && gains[i] <= 1e50,
+            "PaceConfigurator::report: a gain must be in [-1e50, 1e50], got ", gains[i]);
       all += gains[i];
       expected += std::max(at(belief, rates[i]), 0.0);
     }

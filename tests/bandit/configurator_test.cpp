@@ -10,6 +10,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -511,6 +512,60 @@ TEST_CASE_TEMPLATE("a device is assigned nothing that it cannot hold", C, EVERY_
   CHECK(configurator.save() == before);
 }
 
+TEST_CASE("what a rule or a selector refuses changes nothing") {
+  SelectorConfigurator strict(UcbSelector(7), configurations(), GainPerSecond());
+  const auto assignments = strict.assign(3);
+  for (std::size_t i = 0; i < 3; ++i) strict.report(assignments[i], i == 1 ? 5 : 0.5, 1);
+  const auto before = strict.save();
+  for (int again = 0; again < 2; ++again)
+    CHECK_THROWS_WITH_AS(strict.finish_round(),
+                         doctest::Contains("reward must be in [0, 1], got 5"),
+                         std::invalid_argument);
+  CHECK(strict.save() == before);
+  SelectorConfigurator(UcbSelector(7), configurations(), GainPerSecond()).load(before);
+
+  struct Silent {
+    std::vector<double> operator()(std::uint64_t, std::span<const GainReport>) const { return {}; }
+    nlohmann::json save() const { return {}; }
+    void load(const Saved&, std::uint64_t) {}
+  };
+  SelectorConfigurator silent(UcbSelector(7), configurations(), Silent());
+  silent.report(silent.assign(1)[0], 1, 1);
+  CHECK_THROWS_WITH_AS(silent.finish_round(), doctest::Contains("one reward a report, 1, got 0"),
+                       std::invalid_argument);
+}
+
+TEST_CASE("a device that is not known opens nothing") {
+  SelectorConfigurator configurator(SharedPriorSelector<GaussianThompson>(7, {0, 0}),
+                                    configurations());
+  const auto before = configurator.save();
+  CHECK_THROWS_WITH_AS(configurator.assign({{.device = 0}, {.device = 5}}),
+                       doctest::Contains("device must be below 2, got 5"), std::invalid_argument);
+  CHECK_THROWS_AS(configurator.assign(3), std::invalid_argument);
+  CHECK(configurator.save() == before);
+  configurator.assign(2);
+  for (const std::size_t device : {0U, 1U}) {
+    double pending = 0;
+    for (std::size_t arm = 0; arm < 7; ++arm)
+      pending += static_cast<double>(configurator.selector().record(arm, device).pending);
+    CHECK(pending == 2);
+  }
+}
+
+TEST_CASE("grids hold different configurations that come back, and a state has arms to play") {
+  CHECK_THROWS_WITH_AS(configurations({0.5, 0.5}), doctest::Contains("got uniform 0.5"),
+                       std::invalid_argument);
+  CHECK_THROWS_WITH_AS(ConfigurationGrid<Configuration>({{}, {}}),
+                       doctest::Contains("'none' is there twice"), std::invalid_argument);
+  CHECK_THROWS_WITH_AS(ConfigurationGrid<LayerRates>({LayerRates{{0.99, 0.1}}}),
+                       doctest::Contains("[0, 0.95]"), std::invalid_argument);
+  auto configurator = make<ThompsonConfigurator>(3);
+  auto state = configurator.save();
+  state["selector"]["chooser"]["active"] = nlohmann::json::array();
+  CHECK_THROWS_WITH_AS(configurator.load(state), doctest::Contains("all arms are retired"),
+                       std::runtime_error);
+}
+
 TEST_CASE("saved rates of another number of layers are refused") {
   SelectorConfigurator configurator(UcbSelector(4), LayerRateSpace(3), {.epsilon = 0.25});
   auto state = configurator.save();
@@ -586,6 +641,8 @@ TEST_CASE("a selector that cannot choose among some serves devices that can hold
                        doctest::Contains("cannot choose among some"), std::invalid_argument);
   CHECK_THROWS_AS(SelectorConfigurator(First(), RateSpace(), {.epsilon = 0.25}),
                   std::invalid_argument);
+  CHECK_THROWS_WITH_AS(SelectorConfigurator(AnySelector(First()), RateSpace(), {.epsilon = 0.25}),
+                       doctest::Contains("whose arms cannot be replaced"), std::invalid_argument);
 }
 
 // Chance would put 2/7 of the plays in the best third of the grid.

@@ -155,7 +155,7 @@ TEST_CASE("a chooser that was saved and loaded goes on bit for bit, and a bad st
 TEST_CASE("options, rates and gains out of range are refused with their value") {
   const double nan = std::numeric_limits<double>::quiet_NaN();
   CHECK_THROWS_WITH_AS(PaceConfigurator({.rates = {0.1}}),
-                       "PaceConfigurator: rates must begin with 0", Throws);
+                       "PaceConfigurator: rates must begin with 0, got 0.1", Throws);
   CHECK_THROWS_WITH_AS(PaceConfigurator({.rates = {0, 1.5}}),
                        "PaceConfigurator: rates must ascend in [0, 0.95], got 1.5 after 0", Throws);
   CHECK_THROWS_WITH_AS(PaceConfigurator({.noise_sd = nan}),
@@ -168,6 +168,7 @@ TEST_CASE("options, rates and gains out of range are refused with their value") 
   CHECK_THROWS_WITH_AS(chooser.report(std::vector{1.5}, std::vector{1.0}),
                        "PaceConfigurator::report: a rate must be in [0, 1), got 1.5", Throws);
   CHECK_THROWS_WITH_AS(chooser.report(std::vector{0.5}, std::vector{nan}),
-                       "PaceConfigurator::report: a gain must be finite, got nan", Throws);
+                       "PaceConfigurator::report: a gain must be in [-1e50, 1e50], got nan",
+                       Throws);
   CHECK_THROWS_AS(chooser.report(std::vector{0.5}, std::vector<double>{}), Throws);
 }

@@ -22,6 +22,12 @@ TEST_CASE("without a limit nothing need be dropped") {
   CHECK(least_drop_rate({.seconds = 12, .bytes = 27}, cost, step, 6) == 0);
 }
 
+TEST_CASE("seconds alone need no bytes, and an old least rate is no floor") {
+  RoundCost bound = cost;
+  bound.least_rate = 0.9;
+  CHECK(least_drop_rate({.seconds = 7}, bound, {}, 6) == doctest::Approx(0.5));
+}
+
 TEST_CASE("the lowest rate keeps to the seconds, to the bytes, to both") {
   CHECK(least_drop_rate({.seconds = 7}, cost, step, 6) == doctest::Approx(0.5));
   // 15 bytes hold 3 layers, 14.9 hold 2.
@@ -52,7 +58,8 @@ TEST_CASE("a round waits for what its devices can hold") {
   CHECK(round_seconds(std::vector{bound}, 0) == 7);
   CHECK(round_seconds(std::vector{bound}, 0.8) == doctest::Approx(4));
   bound.least_rate = 0.96;
-  CHECK_THROWS_WITH_AS(bound.drop_rate(1), doctest::Contains("least_rate = 0.96"),
+  CHECK_THROWS_WITH_AS(bound.drop_rate(1),
+                       doctest::Contains("least_rate must be in [0, 0.95], got 0.96"),
                        std::invalid_argument);
   CHECK_THROWS_WITH_AS(round_seconds(std::vector{bound}, 0),
                        doctest::Contains("least_rate must be in [0, 0.95], got 0.96"),
@@ -71,8 +78,9 @@ TEST_CASE("budgets that cannot be kept, and numbers that are none, are refused")
   CHECK_THROWS_AS(least_drop_rate({.seconds = nan}, cost, step, 6), std::invalid_argument);
   CHECK_THROWS_AS(least_drop_rate({.bytes = nan}, cost, step, 6), std::invalid_argument);
   CHECK_THROWS_AS(least_drop_rate({}, {.layer_seconds = nan}, step, 6), std::invalid_argument);
-  CHECK_THROWS_AS(least_drop_rate({}, cost, {.layer_bytes = 0}, 6), std::invalid_argument);
-  CHECK_THROWS_AS(least_drop_rate({}, cost, {.layer_bytes = 1, .other_bytes = -1}, 6),
+  CHECK_THROWS_AS(least_drop_rate({.bytes = 9}, cost, {.layer_bytes = 0}, 6),
+                  std::invalid_argument);
+  CHECK_THROWS_AS(least_drop_rate({.bytes = 9}, cost, {.layer_bytes = 1, .other_bytes = -1}, 6),
                   std::invalid_argument);
   CHECK_THROWS_AS(least_drop_rate({}, cost, step, 0), std::invalid_argument);
   CHECK_THROWS_AS(least_drop_rate({}, cost, step, 6, 1), std::invalid_argument);

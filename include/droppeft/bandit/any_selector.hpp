@@ -43,6 +43,8 @@ class AnySelector {
   std::size_t add_arm() { return held_->add_arm(); }
   void retire(std::size_t arm) { held_->retire(arm); }
   bool active(std::size_t arm) const { return held_->active(arm); }
+  /// Whether it holds an OpenSelector.
+  bool open() const { return held_->open(); }
   void update(const Ticket& ticket, double reward) { held_->update(ticket, reward); }
   void expire(const Ticket& ticket) { held_->expire(ticket); }
   std::size_t arms() const { return held_->arms(); }
@@ -59,6 +61,7 @@ class AnySelector {
     virtual std::size_t add_arm() = 0;
     virtual void retire(std::size_t arm) = 0;
     virtual bool active(std::size_t arm) const = 0;
+    virtual bool open() const = 0;
     virtual void update(const Ticket& ticket, double reward) = 0;
     virtual void expire(const Ticket& ticket) = 0;
     virtual std::size_t arms() const = 0;
@@ -96,6 +99,8 @@ class AnySelector {
     ArmRecord record(std::size_t arm) const override { return inside.record(arm); }
     nlohmann::json save() const override { return inside.save(); }
     void load(const nlohmann::json& state) override { inside.load(state); }
+
+    bool open() const override { return OpenSelector<S>; }
 
     [[noreturn]] static void refuse(const char* call) {
       throw std::invalid_argument(std::string("AnySelector: the selector that it holds has no ") +

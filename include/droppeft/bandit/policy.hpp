@@ -13,9 +13,9 @@
 
 namespace droppeft {
 
-/// What a policy is told of all arms together.
+/// What a policy is told of all arms together that may be played now.
 struct ArmTotals {
-  /// Arms that are not retired.
+  /// How many there are.
   std::size_t arms = 0;
   double plays = 0;
   std::uint64_t pending = 0;

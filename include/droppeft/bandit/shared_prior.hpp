@@ -46,7 +46,7 @@ struct SharedPriorOptions {
 /// its class is, and one that is asked often trusts itself: a partially pooled, or empirical Bayes,
 /// estimate. n0 = 0 is a bandit for each device alone, a large one a bandit for each class. Plays
 /// whose reward is out are counted over the class: a batch of its devices spreads over the arms,
-/// and each arm is tried once in each class first.
+/// and each arm is tried once in each class first (with n0 = 0 once by each device).
 ///
 /// As BanditSelector otherwise: tickets, arms that come and go, ties; rewards in [Policy::
 /// min_reward, Policy::max_reward]. Ours; DropPEFT (arXiv 2503.10217) is silent on what its devices

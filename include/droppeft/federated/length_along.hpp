@@ -18,8 +18,8 @@ namespace droppeft {
 /// less than a loss on a few rows. Mind what d holds: of a fine-tuned model the adapters alone,
 /// since a head learns the way of a thinned model's features, too. Of what costs nothing it orders
 /// drop rates the most surely by what they gain within a round, where agreement (agreement.hpp)
-/// flatters dropping; over whole runs it was not the better reward (docs/bench.md). Nothing is known
-/// in a first round; where all devices drop much, d itself is the way of thinned models.
+/// flatters dropping; over whole runs it was not the better reward (docs/bench.md). Nothing is
+/// known in a first round; where all devices drop much, d itself is the way of thinned models.
 ///
 /// Projection on a server's step: as in CGSV (Xu et al., NeurIPS 2021), who take the cosine; the
 /// length, and the step of the round before, are ours. LibTorch's products make the last bits

@@ -31,6 +31,7 @@ struct RoundCost {
   /// no permitted rate makes fast enough gets max_rate. deadline is a number, max_rate in
   /// [least_rate, 1), else std::invalid_argument.
   double drop_rate(double deadline, double max_rate = 0.95) const {
+    check_fields();
     check(deadline == deadline, "RoundCost::drop_rate: deadline must be a number, got ", deadline);
     check(max_rate >= least_rate && max_rate < 1,
           "RoundCost::drop_rate: max_rate must be in [least_rate = ", least_rate, ", 1), got ",
@@ -64,6 +65,8 @@ struct RoundCost {
 /// At least one device, mean_rate in [0, 1), else std::invalid_argument.
 inline double round_seconds(std::span<const RoundCost> costs, double mean_rate) {
   check(!costs.empty(), "round_seconds: costs must hold at least one device, got none");
+  check(mean_rate >= 0 && mean_rate < 1, "round_seconds: mean_rate must be in [0, 1), got ",
+        mean_rate);
   double slowest = 0;
   for (const RoundCost& cost : costs)
     slowest = std::max(slowest, cost.seconds(std::max(mean_rate, cost.least_rate)));
