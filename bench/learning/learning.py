@@ -9,20 +9,15 @@ are finished are not run again, and a run that was interrupted goes on from its 
 OUT/learning.md.
 Needs Python only. Intervals are 95 %, Student's t over the seeds.
 """
-import argparse
 import concurrent.futures
 import json
 import math
-import pathlib
-import re
 import sys
 
 import runs
 
-# Rounds of 5 of 20 devices with 10 steps each; more classes want more rounds. The centralised runs
-# take the same number of steps of one device that has all rows. droppeft has the simulated time that
-# fedlora took with the same seed, and at most six times its rounds; a round that ends late is left out.
-ROUNDS = {"sst2": 10, "agnews": 8, "clinc150": 16, "messages": 12}
+# The centralised runs take the same number of steps of one device that has all rows. A round that ends
+# late is left out.
 CENTRAL = ["--clients", "1", "--clients-per-round", "1", "--local-steps", "50"]
 METHODS = {
     "fedlora": ["--method", "fedlora"],
@@ -46,16 +41,12 @@ class Run:
 
     def __init__(self, args, data, method, seed):
         self.plain = None
-        rounds, limit = args.rounds or ROUNDS.get(data, 20), 0
+        rounds, limit = args.rounds or runs.ROUNDS.get(data, 20), 0
         if method.startswith("droppeft"):
             self.plain = Run(args, data, "fedlora", seed)
-            rounds, limit = 6 * rounds, self.plain.metrics[-1]["sim_seconds"]
-        options = ["--seed", seed, "--rounds", rounds, "--sim-seconds", limit, "--train-rows",
-                   args.train_rows, "--test-rows", args.test_rows, "--threads", args.threads,
-                   *METHODS[method]]
-        out = args.out / data / re.sub("[^a-zA-Z0-9]+", "_", method) / str(seed)
-        where = ["--model", args.model] + ([] if data == "messages" else ["--data", args.data / data])
-        rounds = runs.play(args.program, out, options, where)
+            rounds, limit = runs.MORE * rounds, self.plain.metrics[-1]["sim_seconds"]
+        rounds = runs.play(args, data, method, seed, rounds, limit, METHODS[method])
+        out = runs.run_folder(args, data, method, seed)
         self.summary = json.loads((out / "summary.json").read_text())
         self.metrics = [line for line in rounds if not limit or line["sim_seconds"] <= limit]
         self.window = 0
@@ -137,19 +128,8 @@ def to_target(played, value):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--program", required=True)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--data", required=True, type=pathlib.Path)
-    parser.add_argument("--out", required=True, type=pathlib.Path)
-    parser.add_argument("--datasets", nargs="+", default=list(ROUNDS))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser = runs.parser(__doc__.splitlines()[0], list(METHODS), list(runs.ROUNDS))
     parser.add_argument("--rounds", type=int, default=0, help="0: those of the data set")
-    parser.add_argument("--train-rows", type=int, default=6000)
-    parser.add_argument("--test-rows", type=int, default=400)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each of --threads")
     args = parser.parse_args()
     pairs = len(args.seeds) * len(args.datasets)
     if pairs > len(T95) + 1:

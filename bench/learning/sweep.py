@@ -12,16 +12,14 @@ are played until they are there, or until fedlora's time is over; "progress" in 
 smoothed accuracy over the target. Runs that are finished are not played again. Needs Python only;
 bench/learning/replay.cpp reads the table.
 """
-import argparse
 import concurrent.futures
 import csv
 import pathlib
-import re
 import sys
 
 import runs
 
-ROUNDS = {"sst2": 10, "agnews": 8, "clinc150": 16}
+DATASETS = ["sst2", "agnews", "clinc150"]
 FIXED = ["0.333", "0.667", "0.833", "0.667:incremental"]
 LIVE = {"pace": ["--selector", "pace", "--reward", "agreement"],
         "pace by step": ["--selector", "pace", "--reward", "step"]}
@@ -48,32 +46,20 @@ class Goal:
 
 
 def play(args, data, seed, method, goal=None):
-    options = ["--seed", seed, "--rounds", ROUNDS[data] * (6 if goal else 1),
-               "--sim-seconds", goal.seconds if goal else 0, "--train-rows", args.train_rows,
-               "--test-rows", args.test_rows, "--threads", 1, *METHODS[method]]
-    where = ["--model", args.model, "--data", args.data / data]
-    folder = args.out / data / re.sub("[: ]", "_", method) / str(seed)
+    rounds = runs.ROUNDS[data]
     if not goal:
-        return runs.play(args.program, folder, options, where)
+        return runs.play(args, data, method, seed, rounds, 0, METHODS[method])
     reached = lambda rounds: runs.time_to(rounds, goal.target, goal.window)
-    rounds = runs.play(args.program, folder, options, where, lambda rounds: reached(rounds) is not None)
+    rounds = runs.play(args, data, method, seed, runs.MORE * rounds, goal.seconds, METHODS[method],
+                       lambda rounds: reached(rounds) is not None)
     end = reached(rounds) or goal.seconds  # it was stopped a little later
     return [line for line in rounds if line["sim_seconds"] <= end] or rounds[:1]
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--program", required=True)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--data", required=True, type=pathlib.Path)
-    parser.add_argument("--out", required=True, type=pathlib.Path)
+    parser = runs.parser(__doc__.splitlines()[0], list(METHODS), DATASETS,
+                         others=False)
     parser.add_argument("--table", type=pathlib.Path, help="where to write the table, if at all")
-    parser.add_argument("--datasets", nargs="+", default=list(ROUNDS), choices=list(ROUNDS))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--train-rows", type=int, default=6000)
-    parser.add_argument("--test-rows", type=int, default=400)
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, a thread each")
     args = parser.parse_args()
 
     wanted = [(data, seed) for seed in args.seeds for data in args.datasets]

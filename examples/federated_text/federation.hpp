@@ -400,12 +400,14 @@ class Federation {
       std::ranges::fill(configurations, fixed_configuration(settings_.drop_rate));
     }
     for (std::size_t i = 0; i < tasks.size(); ++i) {
+      double& rate = configurations[i].mean_rate;
       if (settings_.pace == "round") {
-        const double deadline = droppeft::round_seconds(costs, configurations[i].mean_rate);
+        const double deadline = droppeft::round_seconds(costs, rate);
         tasks[i].share_of_longest = deadline / droppeft::round_seconds(costs, 0);
-        configurations[i].mean_rate = costs[i].drop_rate(deadline);
+        rate = costs[i].drop_rate(deadline);
+      } else {
+        rate = std::max(rate, costs[i].least_rate);
       }
-      configurations[i].mean_rate = std::max(configurations[i].mean_rate, costs[i].least_rate);
       tasks[i].drop_rates = configurations[i].drop_rates(layers());
     }
     return assignments;

@@ -143,13 +143,9 @@ class SelectorConfigurator {
         rule_(std::move(rule)) {
     check(epsilon_ >= 0 && epsilon_ < 1, "SelectorConfigurator: epsilon must be in [0, 1), got ",
           epsilon_);
-    check(epsilon_ == 0 || renewable,
+    check(epsilon_ == 0 || (renewable && chooses_among()),
           "SelectorConfigurator: epsilon must be 0 with a space that "
           "has no fresh configurations, or a selector whose arms cannot be replaced, got ",
-          epsilon_);
-    check(epsilon_ == 0 || chooses_among(),
-          "SelectorConfigurator: epsilon must be 0 with a selector whose arms cannot be replaced, "
-          "got ",
           epsilon_);
     candidates_ = space_.candidates(selector_.arms(), stream_);
     check(candidates_.size() == selector_.arms(),

@@ -64,8 +64,6 @@ class SharedPriorSelector {
                       Options options = Options())
       : chooser_("SharedPriorSelector", arms, options.policy, options.stream),
         prior_plays_(options.prior_plays),
-        window_(options.window),
-        discount_(options.discount),
         classes_(std::move(classes)) {
     check(std::isfinite(prior_plays_) && prior_plays_ >= 0,
           "SharedPriorSelector: prior_plays must be finite and at least 0, got ", prior_plays_);
@@ -73,7 +71,7 @@ class SharedPriorSelector {
     for (const std::size_t each : classes_)
       check(each < max_classes, "SharedPriorSelector: a class must be below ", max_classes,
             ", got ", each);
-    const ArmRecords records(arms, window_, discount_);
+    const ArmRecords records(arms, options.window, options.discount);
     of_class_.assign(*std::ranges::max_element(classes_) + 1, records);
     of_device_.assign(classes_.size(), records);
   }
@@ -207,8 +205,6 @@ class SharedPriorSelector {
 
   ArmChooser<Policy> chooser_;
   double prior_plays_;
-  std::size_t window_;
-  double discount_;
   std::vector<std::size_t> classes_;  // of the devices
   std::vector<std::size_t> playing_;  // the device of each open ticket
   std::vector<ArmRecords> of_class_, of_device_;
