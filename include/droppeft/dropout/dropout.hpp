@@ -1,0 +1,60 @@
+#pragma once
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <cstdint>
+
+#include "droppeft/core/kernel_tensors.hpp"
+#include "droppeft/kernels/cpu/dropout.hpp"
+#include "droppeft/kernels/keep_mask.hpp"
+
+namespace droppeft {
+
+namespace detail {
+
+inline at::Tensor masked(const at::Tensor& x, const KeepMask& mask) {
+  const at::Tensor in = x.contiguous(), out = at::empty_like(in);
+  if (in.numel() == 0) return out;
+  const std::int64_t width = row_width(in);
+  const std::int64_t blocks = in.numel() / width * KeepMask::blocks(width);
+  with_kernel_type(in, [&]<class T>() {
+    for_rows(blocks, KeepMask::block_size, [&](std::int64_t first, std::int64_t end) {
+      cpu::dropout(kernel_data<T>(out), kernel_data<const T>(in), width, mask, first, end);
+    });
+  });
+  return out;
+}
+
+/// What `mask` multiplies each number of x by, in x's dtype and on its device.
+inline at::Tensor keep_factors(const at::Tensor& x, const KeepMask& mask) {
+  return masked(at::ones(x.sizes(), at::kFloat), mask).to(x.options());
+}
+
+struct DropoutFunction : torch::autograd::Function<DropoutFunction> {
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x,
+                            const KeepMask& mask) {
+    keep(*context, mask);
+    return masked(x, mask);
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 const torch::autograd::variable_list& gradient) {
+    return {apply(gradient[0], kept<KeepMask>(*context)), at::Tensor()};
+  }
+};
+
+}  // namespace detail
+
+/// Element dropout: x with each number dropped (zero) or multiplied by mask.scale, as `mask` says
+/// of a matrix with x's last dimension as columns and all others as rows. Any shape and dtype.
+///
+/// The mask is made anew in backward, so nothing is kept for it: eager dropout keeps a mask of x's
+/// size. The same stream gives the same numbers dropped on every thread count, device and dtype.
+/// A mask that keeps all returns x itself. Source: Srivastava et al., JMLR 15, 2014.
+inline at::Tensor dropout(const at::Tensor& x, const KeepMask& mask) {
+  if (mask.keeps_all()) return x;
+  if (!detail::has_kernel(x)) return x * detail::keep_factors(x, mask);
+  return detail::DropoutFunction::apply(x, mask);
+}
+
+}  // namespace droppeft

@@ -1,0 +1,1 @@
+#include <droppeft/droppeft.hpp>
