@@ -7,6 +7,7 @@
 #include <torch/nn/pimpl.h>
 
 #include <cstdint>
+#include <droppeft/dropout/dropout_add_norm.hpp>
 #include <droppeft/dropout/layer_stack.hpp>
 #include <droppeft/peft/linear.hpp>
 #include <vector>
@@ -91,18 +92,18 @@ struct BertOutputImpl : torch::nn::Cloneable<BertOutputImpl> {
   void reset() override {
     dense = register_module("dense", droppeft::Linear(in_features, config.width));
     norm = register_module(
-        "LayerNorm",
-        torch::nn::LayerNorm(torch::nn::LayerNormOptions({config.width}).eps(config.norm_epsilon)));
+        "LayerNorm", droppeft::DropoutAddNorm(
+                         droppeft::DropoutAddNormOptions(config.width).eps(config.norm_epsilon)));
   }
 
   at::Tensor forward(const at::Tensor& x, const at::Tensor& residual) {
-    return norm->forward(dense->forward(x).add_(residual));
+    return norm->forward(dense->forward(x), residual);
   }
 
   BertConfig config;
   std::int64_t in_features;
   droppeft::Linear dense{nullptr};
-  torch::nn::LayerNorm norm{nullptr};
+  droppeft::DropoutAddNorm norm{nullptr};
 };
 TORCH_MODULE(BertOutput);
 

@@ -160,3 +160,35 @@ TEST_CASE("what does not fit is refused, with the shapes and the range named") {
   CHECK_THROWS_WITH_AS(dropout_add_norm(at::ones({}), at::ones({}), {}, {}),
                        doctest::Contains("at least 1"), std::invalid_argument);
 }
+
+TEST_CASE(
+    "the module is LayerNorm of the sum in eval mode, and drops out by its stream in training") {
+  torch::manual_seed(1);
+  const at::Tensor x = at::randn({6, 32}), r = at::randn({6, 32});
+  using Options = droppeft::DropoutAddNormOptions;
+  droppeft::DropoutAddNorm norm(Options(32).rate(0.3).eps(1e-6).stream(Stream(2)));
+  torch::nn::LayerNorm theirs(torch::nn::LayerNormOptions({32}).eps(1e-6));
+  {
+    const torch::NoGradGuard no_grad;
+    for (const auto& [name, parameter] : theirs->named_parameters().pairs())
+      norm->named_parameters()[name].copy_(parameter.normal_());
+  }
+  norm->eval();
+  CHECK(at::allclose(norm->forward(x, r), theirs->forward(x + r), 1e-5, 1e-6));
+  CHECK(at::equal(norm->forward_sum(x, r).sum, x + r));
+  norm->train();
+  const at::Tensor first = norm->forward(x, r);
+  CHECK_FALSE(at::equal(first, norm->forward(x, r)));
+  norm->set_stream(Stream(2));
+  CHECK(at::equal(norm->forward(x, r), first));
+
+  droppeft::DropoutAddNorm rms(Options(32).norm(Norm::rms).bias(false));
+  CHECK(rms->parameters().size() == 1);
+  const at::Tensor s = x + r;
+  CHECK(
+      at::allclose(rms->forward(x, r), s * at::rsqrt(s.square().mean(1, true) + 1e-5), 1e-5, 1e-6));
+  CHECK_THROWS_AS(norm->forward(at::ones({2, 31}), at::ones({2, 31})), std::invalid_argument);
+  CHECK_THROWS_AS(droppeft::DropoutAddNorm(Options(0)), std::invalid_argument);
+  CHECK_THROWS_AS(droppeft::DropoutAddNorm(Options(4).rate(1)), std::invalid_argument);
+  CHECK_THROWS_AS(droppeft::DropoutAddNorm(Options(4).eps(-1)), std::invalid_argument);
+}

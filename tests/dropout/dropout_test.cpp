@@ -3,6 +3,7 @@
 #include <limits>
 #include <vector>
 
+#include "droppeft/core/module.hpp"
 #include "droppeft/memory/meter.hpp"
 #include "support.hpp"
 
@@ -71,4 +72,25 @@ TEST_CASE("the threads do not matter, and a mask that keeps all returns the tens
   }
   at::set_num_threads(before);
   CHECK(droppeft::dropout(x, KeepMask(Stream(4), 0)).is_same(x));
+}
+
+TEST_CASE("the module draws a new mask each time in training, the same ones from the same stream") {
+  const at::Tensor x = at::ones({10, 100});
+  droppeft::Dropout one(droppeft::DropoutOptions(0.5).stream(Stream(3))), other(0.5);
+  droppeft::set_stream(*other, Stream(9));
+  const at::Tensor first = one->forward(x), second = one->forward(x);
+  CHECK_FALSE(at::equal(first, second));
+  CHECK_FALSE(at::equal(first, other->forward(x)));
+  one->set_stream(Stream(3));
+  auto copy = droppeft::clone(one);
+  for (const at::Tensor& expected : {first, second}) {
+    CHECK(at::equal(one->forward(x), expected));
+    CHECK(at::equal(copy->forward(x), expected));
+  }
+  auto device = droppeft::clone(one, Stream(8));
+  CHECK_FALSE(at::equal(device->forward(x), one->forward(x)));
+  one->eval();
+  CHECK(one->forward(x).is_same(x));
+  CHECK_THROWS_WITH_AS(droppeft::Dropout(1.0), doctest::Contains("[0, 1), got 1"),
+                       std::invalid_argument);
 }

@@ -5,8 +5,10 @@
 #include <torch/nn/module.h>
 #include <torch/nn/pimpl.h>
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_set>
 #include <vector>
@@ -16,11 +18,29 @@
 
 namespace droppeft {
 
-/// A module that draws random numbers of its own, from a stream that it can be given.
+/// A module that draws random numbers of its own, from a stream that it can be given; a base class.
+///
+/// One that was given none has one of its own: the n-th of the process has Stream().fold(n), n = 0,
+/// 1, ...; to repeat a run whatever was built before, give it one. Drawing changes the stream: use
+/// a module that draws from one thread at a time.
 class Randomized {
  public:
   virtual ~Randomized() = default;
-  virtual void set_stream(const Stream& stream) = 0;
+  virtual void set_stream(const Stream& stream) { stream_ = stream; }
+
+ protected:
+  explicit Randomized(const std::optional<Stream>& stream = std::nullopt)
+      : stream_(stream ? *stream : next_stream()) {}
+  Randomized(const Randomized&) = default;
+  Randomized& operator=(const Randomized&) = default;
+
+  Stream stream_;
+
+ private:
+  static Stream next_stream() {
+    static std::atomic<std::uint64_t> modules = 0;
+    return Stream().fold(modules++);
+  }
 };
 
 /// Gives the i-th Randomized module in `module`, itself included, the stream `stream.fold(i)`.

@@ -1,21 +1,27 @@
 #pragma once
 
 #include <ATen/ATen.h>
+#include <torch/arg.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/nn/cloneable.h>
+#include <torch/nn/pimpl.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <ostream>
 #include <utility>
 #include <vector>
 
 #include "droppeft/core/check.hpp"
 #include "droppeft/core/kernel_tensors.hpp"
+#include "droppeft/core/module.hpp"
 #include "droppeft/dropout/dropout.hpp"
 #include "droppeft/kernels/cpu/dropout_add_norm.hpp"
 #include "droppeft/kernels/keep_mask.hpp"
+#include "droppeft/random/stream.hpp"
 
 namespace droppeft {
 
@@ -232,5 +238,72 @@ inline NormedSum dropout_add_norm(const at::Tensor& branch, const at::Tensor& re
                                                          given(weight), given(bias), call);
   return {out[0], out[1]};
 }
+
+/// Settings of DropoutAddNorm.
+struct DropoutAddNormOptions {
+  explicit DropoutAddNormOptions(std::int64_t width) : width_(width) {}
+
+  /// d: the size of the last dimension, at least 1.
+  TORCH_ARG(std::int64_t, width);
+  TORCH_ARG(Norm, norm) = Norm::layer;
+  /// Probability, in [0, 1), that a number of the branch is zeroed in training.
+  TORCH_ARG(double, rate) = 0;
+  TORCH_ARG(double, eps) = 1e-5;
+  /// Is there a bias beside the weight?
+  TORCH_ARG(bool, bias) = true;
+  /// Where masks are drawn from; by default a stream of its own (see Randomized).
+  TORCH_ARG(std::optional<Stream>, stream) = std::nullopt;
+};
+
+/// The module behind DropoutAddNorm.
+class DropoutAddNormImpl : public torch::nn::Cloneable<DropoutAddNormImpl>, public Randomized {
+ public:
+  explicit DropoutAddNormImpl(const DropoutAddNormOptions& settings)
+      : Randomized(settings.stream()), options(settings) {
+    check(options.width() >= 1, "DropoutAddNorm: the width must be at least 1, got ",
+          options.width());
+    check(std::isfinite(options.eps()) && options.eps() >= 0,
+          "DropoutAddNorm: eps must be finite and not negative, got ", options.eps());
+    KeepMask(Stream(), options.rate());  // checks the rate
+    reset();
+  }
+
+  void reset() override {
+    weight = register_parameter("weight", at::ones({options.width()}));
+    if (options.bias()) bias = register_parameter("bias", at::zeros({options.width()}));
+  }
+
+  /// norm(residual + dropout(branch)), both [..., d]: what post-norm layers return.
+  at::Tensor forward(const at::Tensor& branch, const at::Tensor& residual) {
+    return forward_sum(branch, residual).y;
+  }
+
+  /// The same and the sum: the next residual of pre-norm layers.
+  NormedSum forward_sum(const at::Tensor& branch, const at::Tensor& residual) {
+    check(residual.dim() >= 1 && residual.size(-1) == options.width(),
+          "DropoutAddNorm: the last dimension of the residual must be ", options.width(),
+          ", got the shape ", residual.sizes());
+    return dropout_add_norm(
+        branch, residual, weight, bias,
+        {.norm = options.norm(),
+         .epsilon = options.eps(),
+         .mask = is_training() ? KeepMask::next(stream_, options.rate()) : KeepMask()});
+  }
+
+  void pretty_print(std::ostream& stream) const override {
+    stream << "droppeft::DropoutAddNorm(" << options.width() << ", "
+           << (options.norm() == Norm::layer ? "LayerNorm" : "RMSNorm")
+           << ", rate=" << options.rate() << ", eps=" << options.eps() << ")";
+  }
+
+  DropoutAddNormOptions options;
+  at::Tensor weight, bias;
+};
+
+/// torch::nn::LayerNorm (or RMSNorm) that also drops out and adds the branch before it: see
+/// dropout_add_norm. Parameters "weight" (ones) and "bias" (zeros), as LayerNorm's, so that its
+/// files load. Throws std::invalid_argument for a width < 1, a rate outside [0, 1), an eps that is
+/// negative or not finite, and for inputs of another width.
+TORCH_MODULE(DropoutAddNorm);
 
 }  // namespace droppeft

@@ -4,7 +4,6 @@
 #include <torch/nn/module.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -41,10 +40,7 @@ class PlanScope;
 ///
 /// In training mode a layer is dropped when the plan in force says so (see PlanScope); without a
 /// plan each layer draws for itself, at its own rate, from the holder's stream, as
-/// torch::nn::Dropout does. A holder that was given no stream has one of its own: the n-th of the
-/// process has Stream().fold(n), n = 0, 1, ...; to repeat a run whatever was built before, give it
-/// one (set_stream). In eval mode all layers run. Drawing changes the stream: without a plan, use
-/// one holder from one thread at a time.
+/// torch::nn::Dropout does (see Randomized). In eval mode all layers run.
 class Droppable : public Randomized {
  public:
   /// One rate a layer, each in [0, 1).
@@ -58,13 +54,11 @@ class Droppable : public Randomized {
     rates_.assign(rates.begin(), rates.end());
   }
 
-  void set_stream(const Stream& stream) override { stream_ = stream; }
-
  protected:
   /// `who` begins the message about a rate out of range.
   Droppable(std::string_view who, std::vector<double> rates, DropScaling scaling,
             const std::optional<Stream>& stream)
-      : rates_(std::move(rates)), scaling_(scaling), stream_(stream ? *stream : next_stream()) {
+      : Randomized(stream), rates_(std::move(rates)), scaling_(scaling) {
     if (!rates_.empty()) check_drop_rates(rates_, who);
   }
 
@@ -86,14 +80,8 @@ class Droppable : public Randomized {
   }
 
  private:
-  static Stream next_stream() {
-    static std::atomic<std::uint64_t> holders = 0;
-    return Stream().fold(holders++);
-  }
-
   std::vector<double> rates_;
   DropScaling scaling_;
-  Stream stream_;
 };
 
 /// The holders of droppable layers in `model`, itself included, in the order of its modules; one

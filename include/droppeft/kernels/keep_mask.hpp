@@ -37,6 +37,14 @@ struct KeepMask {
     scale = static_cast<float>(65536.0 / (65536 - threshold));
   }
 
+  /// A mask of its own: that of the child stream which the next two words of `stream` name. Draws
+  /// nothing for a rate of 0.
+  static KeepMask next(Stream& stream, double rate) {
+    if (rate == 0) return {};
+    const std::uint64_t low = stream(), high = stream();
+    return {stream.fold(high << 32 | low), rate};
+  }
+
   DROPPEFT_HOST_DEVICE bool keeps_all() const { return threshold == 0; }
 
   DROPPEFT_HOST_DEVICE static constexpr std::int64_t blocks(std::int64_t width) {
