@@ -29,7 +29,7 @@ int main() {
   nn::Sequential model;
   for (int layer = 0; layer < 8; ++layer) model->push_back(dp::LayerDropout(Block(64), 0.5));
   dp::add_lora(*model, {"up", "down"}, dp::LoraOptions(8).alpha(16));  // freezes all the rest
-  torch::optim::AdamW optimizer(dp::trainable_parameters(*model), 1e-2);
+  dp::AdamW optimizer(dp::trainable_parameters(*model), 1e-2);
 
   const auto x = at::randn({256, 64}), y = x.roll(1, 1);
   dp::Stream stream(/*seed=*/0);

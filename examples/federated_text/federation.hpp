@@ -19,6 +19,7 @@
 #include <droppeft/federated/pace.hpp>
 #include <droppeft/io/safetensors.hpp>
 #include <droppeft/memory/meter.hpp>
+#include <droppeft/optim/adamw.hpp>
 #include <droppeft/pace_configurator.hpp>
 #include <droppeft/peft/add_lora.hpp>
 #include <droppeft/random/shuffle.hpp>
@@ -534,7 +535,7 @@ class Federation {
       group(droppeft::trainable_parameters(*model_->head), settings_.head_learning_rate);
       if (settings_.rank > 0)
         group(droppeft::trainable_parameters(*model_->bert), settings_.learning_rate);
-      torch::optim::AdamW optimizer(groups);
+      droppeft::AdamW optimizer(groups);
       const at::Tensor adjustment = settings_.logit_adjustment * log_class_shares(device);
       model_->train();
 

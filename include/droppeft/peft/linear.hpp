@@ -13,6 +13,7 @@
 
 #include "droppeft/core/check.hpp"
 #include "droppeft/peft/lora.hpp"
+#include "droppeft/peft/lora_linear.hpp"
 
 namespace droppeft {
 
@@ -50,17 +51,7 @@ class LinearImpl : public torch::nn::Cloneable<LinearImpl> {
     check(x.dim() >= 1 && x.size(-1) == options.in_features(),
           "droppeft::Linear: the last dimension of the input must be ", options.in_features(),
           ", got the shape ", x.sizes());
-    const at::Tensor rows = x.reshape({-1, options.in_features()});
-    at::Tensor y = at::linear(rows, weight, bias);
-    const at::Tensor inner = lora->low_rank(rows);
-    if (inner.scalar_type() == y.scalar_type() && lora->B.scalar_type() == y.scalar_type())
-      y.addmm_(inner, lora->B.t(), 1, lora->options.scaling());
-    else
-      y = y + (at::linear(inner, lora->B) * lora->options.scaling()).to(y.scalar_type());
-    if (x.dim() == 2) return y;
-    auto shape = x.sizes().vec();
-    shape.back() = options.out_features();
-    return y.view(shape);
+    return lora_linear(x, weight, bias, lora->adapter());
   }
 
   /// Adds a fresh low-rank adapter, on the weight's device, as child "lora". Throws

@@ -11,6 +11,9 @@
 #include <ostream>
 
 #include "droppeft/core/check.hpp"
+#include "droppeft/core/module.hpp"
+#include "droppeft/kernels/keep_mask.hpp"
+#include "droppeft/peft/lora_linear.hpp"
 
 namespace droppeft {
 
@@ -36,7 +39,7 @@ struct LoraOptions {
 };
 
 /// The module behind Lora.
-class LoraImpl : public torch::nn::Cloneable<LoraImpl> {
+class LoraImpl : public torch::nn::Cloneable<LoraImpl>, public Randomized {
  public:
   LoraImpl(std::int64_t in_features, std::int64_t out_features, const LoraOptions& settings)
       : options(settings), in_features_(in_features), out_features_(out_features) {
@@ -55,13 +58,15 @@ class LoraImpl : public torch::nn::Cloneable<LoraImpl> {
   }
 
   /// x: [..., in_features] -> s B (A dropout(x)): [..., out_features], computed in A's dtype.
-  at::Tensor forward(const at::Tensor& x) const {
-    return at::linear(low_rank(x), B) * options.scaling();
+  at::Tensor forward(const at::Tensor& x) {
+    const auto [a, b, scaling, mask] = adapter();
+    return at::linear(at::linear(detail::times_mask(x.to(a.scalar_type()), mask), a), b) * scaling;
   }
 
-  /// A dropout(x): [..., r], in A's dtype.
-  at::Tensor low_rank(const at::Tensor& x) const {
-    return at::linear(at::dropout(x.to(A.scalar_type()), options.dropout(), is_training()), A);
+  /// What lora_linear takes for one forward pass; in training its mask is a fresh one.
+  LowRank adapter() {
+    return {A, B, options.scaling(),
+            KeepMask::next(stream_, is_training() ? options.dropout() : 0)};
   }
 
   /// s B A: [out_features, in_features], what the adapter adds to the weight.
@@ -82,7 +87,9 @@ class LoraImpl : public torch::nn::Cloneable<LoraImpl> {
 /// A low-rank update of a frozen linear map: y += s B (A dropout(x)), with A [r, in], B [out, r].
 ///
 /// A starts uniform in +-1/sqrt(in) (from LibTorch's generator), B at zero, so that a new adapter
-/// changes nothing. Parameters "A" and "B", in the default dtype.
+/// changes nothing. Parameters "A" and "B", in the default dtype. Which inputs are dropped comes
+/// from a stream of its own (see Randomized) and their place: the same for any number of threads.
+/// Each forward pass in training draws anew, a recomputation too.
 ///
 /// Throws std::invalid_argument for rank < 1, alpha not positive, dropout outside [0, 1).
 ///
