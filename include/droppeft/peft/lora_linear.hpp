@@ -315,8 +315,8 @@ inline at::Tensor lora_linear_grouped(const at::Tensor& x, const at::Tensor& wei
     segments.push_back({offsets[i], offsets[i + 1], scaling, mask});
   }
 
-  const bool autocast = (x.is_cpu() || x.is_cuda()) &&
-                        at::autocast::is_autocast_enabled(x.device().type());
+  const bool autocast =
+      (x.is_cpu() || x.is_cuda()) && at::autocast::is_autocast_enabled(x.device().type());
   check(autocast || x.scalar_type() == weight.scalar_type(),
         "lora_linear: x must have the weight's dtype ", weight.scalar_type(), ", got ",
         x.scalar_type());
