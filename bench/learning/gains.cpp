@@ -29,6 +29,7 @@
 #include <droppeft/dropout/layer_stack.hpp>
 #include <droppeft/federated/fedavg.hpp>
 #include <droppeft/federated/layer_sharing.hpp>
+#include <droppeft/optim/adamw.hpp>
 #include <droppeft/peft/add_lora.hpp>
 #include <droppeft/random/shuffle.hpp>
 #include <filesystem>
@@ -235,7 +236,7 @@ class Study {
     };
     group(droppeft::trainable_parameters(*model_->head), 5e-3);
     group(droppeft::trainable_parameters(*model_->bert), 2e-3);
-    torch::optim::AdamW optimizer(groups);
+    droppeft::AdamW optimizer(groups);
     at::Tensor counts = at::ones({static_cast<std::int64_t>(data_.labels.size())});
     for (const auto row : devices_[task.client].train) counts[data_.train[row].label] += 1;
     const at::Tensor adjustment = (counts / counts.sum()).log();

@@ -7,6 +7,7 @@
 #include <torch/nn/pimpl.h>
 
 #include <cstdint>
+#include <droppeft/core/rows.hpp>
 #include <droppeft/dropout/dropout_add_norm.hpp>
 #include <droppeft/dropout/layer_stack.hpp>
 #include <droppeft/peft/linear.hpp>
@@ -41,13 +42,12 @@ struct BertBatch {
 
   /// [N, d] -> [B S, d], zero where there is padding.
   at::Tensor pad(const at::Tensor& x) const {
-    if (!places.defined()) return x;
-    return at::zeros({sequences * length, x.size(1)}, x.options()).index_copy_(0, places, x);
+    return places.defined() ? droppeft::scatter_rows(x, places, sequences * length) : x;
   }
 
   /// [B S, d] -> [N, d].
   at::Tensor unpad(const at::Tensor& x) const {
-    return places.defined() ? x.index_select(0, places) : x;
+    return places.defined() ? droppeft::gather_rows(x, places) : x;
   }
 
   std::int64_t sequences, length;

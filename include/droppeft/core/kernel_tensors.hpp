@@ -16,7 +16,7 @@ namespace droppeft::detail {
 
 /// Do the CPU kernels work on x's numbers (float, BFloat16) where they lie?
 inline bool has_kernel(const at::Tensor& x) {
-  return x.is_cpu() && x.layout() == at::kStrided &&
+  return x.is_cpu() && x.layout() == at::kStrided && !x.is_neg() &&
          (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16);
 }
 

@@ -81,6 +81,7 @@ struct AddNormCall {
 struct DropoutAddNormFunction : torch::autograd::Function<DropoutAddNormFunction> {
   using Context = torch::autograd::AutogradContext;
   using Tensors = torch::autograd::variable_list;
+  using Call = std::pair<AddNormCall, std::vector<std::int64_t>>;  // and the branch's shape
 
   static Tensors forward(Context* context, const at::Tensor& branch, const at::Tensor& residual,
                          const std::optional<at::Tensor>& its_weight,
@@ -101,15 +102,15 @@ struct DropoutAddNormFunction : torch::autograd::Function<DropoutAddNormFunction
     });
     context->set_materialize_grads(false);
     context->save_for_backward({sum, mean, rstd, weight});
-    keep(*context, std::pair(call, branch.sizes().vec()));
+    keep(*context, Call(call, branch.sizes().vec()));
     return {y, sum};
   }
 
   static Tensors backward(Context* context, const Tensors& gradients) {
     check(!at::GradMode::is_enabled(),
           "dropout_add_norm: its gradient cannot be differentiated again");
-    const auto [call, branch_shape] =
-        kept<std::pair<AddNormCall, std::vector<std::int64_t>>>(*context);
+    const Call its = kept<Call>(*context);
+    const AddNormCall& call = its.first;
     const auto saved = context->get_saved_variables();
     const at::Tensor &sum = saved[0], &mean = saved[1], &rstd = saved[2], &weight = saved[3];
     const at::Tensor dsum = gradients[1].defined() ? gradients[1].contiguous() : at::Tensor();
@@ -121,7 +122,7 @@ struct DropoutAddNormFunction : torch::autograd::Function<DropoutAddNormFunction
     const at::Tensor dresidual = at::empty_like(sum);
     const at::Tensor dbranch = !context->needs_input_grad(0) ? at::Tensor()
                                : same                        ? dresidual
-                                      : at::empty(branch_shape, sum.options());
+                                                             : at::empty(its.second, sum.options());
     const std::int64_t width = row_width(sum), rows = mean.numel();
     // Sums of weight and bias over pieces that do not depend on the threads.
     constexpr std::int64_t most_pieces = 64;

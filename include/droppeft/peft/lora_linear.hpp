@@ -144,16 +144,17 @@ struct LoraLinearFunction : torch::autograd::Function<LoraLinearFunction> {
     const std::int64_t in = weight.size(1), out = weight.size(0);
     Pieces(segments).for_each([&](const Pieces::Piece& piece) {
       const std::size_t i = piece.segment;
-      const auto& [first, end, scaling, mask] = segments[i];
+      const Segment& segment = segments[i];
       const std::int64_t rank = z[i].size(1);
       auto* const inner = z[i].mutable_data_ptr<float>();
       with_kernel_type(x, [&]<class T>() {
-        cpu::to_low_rank(inner, kernel_data<const T>(x) + first * in, kernel_data<float>(AB[2 * i]),
-                         in, rank, mask, piece.row, piece.end);
+        cpu::to_low_rank(inner, kernel_data<const T>(x) + segment.first * in,
+                         kernel_data<float>(AB[2 * i]), in, rank, segment.mask, piece.row,
+                         piece.end);
       });
       with_kernel_type(y, [&]<class T>() {
-        cpu::add_from_low_rank(kernel_data<T>(y) + first * out, inner, kernel_data<float>(b[i]),
-                               out, rank, piece.row, piece.end);
+        cpu::add_from_low_rank(kernel_data<T>(y) + segment.first * out, inner,
+                               kernel_data<float>(b[i]), out, rank, piece.row, piece.end);
       });
     });
     return y;
@@ -205,7 +206,7 @@ struct LoraLinearFunction : torch::autograd::Function<LoraLinearFunction> {
     }
     pieces.for_each([&](const Pieces::Piece& piece) {
       const std::size_t i = piece.segment;
-      const auto& [first, end, scaling, mask] = segments[i];
+      const Segment& segment = segments[i];
       const std::int64_t rank = z[i].size(1);
       const auto part = [&](const at::Tensor& sums) -> float* {
         if (!sums.defined()) return nullptr;
@@ -216,16 +217,16 @@ struct LoraLinearFunction : torch::autograd::Function<LoraLinearFunction> {
       };
       auto* const inner = kernel_data<float>(gz[i]);
       with_kernel_type(gy, [&]<class T>() {
-        cpu::add_from_low_rank_backward(inner, part(gb[i]), kernel_data<const T>(gy) + first * out,
-                                        kernel_data<float>(z[i]), kernel_data<float>(b[i]), out,
-                                        rank, piece.row, piece.end);
+        cpu::add_from_low_rank_backward(
+            inner, part(gb[i]), kernel_data<const T>(gy) + segment.first * out,
+            kernel_data<float>(z[i]), kernel_data<float>(b[i]), out, rank, piece.row, piece.end);
       });
       if (inner == nullptr) return;
       with_kernel_type(x, [&]<class T>() {
-        T* const gx = needed[0] ? kernel_data<T>(found[0]) + first * in : nullptr;
-        cpu::to_low_rank_backward(part(ga[i]), gx, kernel_data<const T>(x) + first * in, inner,
-                                  kernel_data<float>(AB[2 * i]), in, rank, mask, piece.row,
-                                  piece.end);
+        T* const gx = needed[0] ? kernel_data<T>(found[0]) + segment.first * in : nullptr;
+        cpu::to_low_rank_backward(part(ga[i]), gx, kernel_data<const T>(x) + segment.first * in,
+                                  inner, kernel_data<float>(AB[2 * i]), in, rank, segment.mask,
+                                  piece.row, piece.end);
       });
     });
     for (std::size_t i = 0; i < segments.size(); ++i) {
