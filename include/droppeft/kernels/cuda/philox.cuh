@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "droppeft/core/check.hpp"
+#include "droppeft/kernels/cuda/lanes.cuh"
 #include "droppeft/random/philox.hpp"
 
 namespace droppeft::cuda {
@@ -29,7 +30,7 @@ __global__ void fill_words_kernel(std::uint64_t key, std::uint64_t name, std::ui
           make_uint4(numbers.word[0], numbers.word[1], numbers.word[2], numbers.word[3]);
     } else {
       for (int lane = 0; lane < 4; ++lane) {
-        const std::uint64_t word = 4 * block + lane;
+        const std::uint64_t word = 4 * block + static_cast<unsigned>(lane);
         if (word >= first && word < last) words[word - first] = numbers.word[lane];
       }
     }
@@ -55,8 +56,7 @@ inline cudaError_t fill_words(const std::array<std::uint64_t, 3>& state, std::ui
   const bool whole =
       first % 4 == 0 && count % 4 == 0 && reinterpret_cast<std::uintptr_t>(words) % 16 == 0;
   auto* const kernel = whole ? fill_words_kernel<true> : fill_words_kernel<false>;
-  kernel<<<groups, threads, 0, stream>>>(key, name, first, words, count);
-  return cudaGetLastError();
+  return launch(kernel, groups, threads, stream, key, name, first, words, count);
 }
 
 }  // namespace droppeft::cuda

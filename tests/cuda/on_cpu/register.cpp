@@ -1,0 +1,1 @@
+#include "droppeft/kernels/cuda/register.cu"
