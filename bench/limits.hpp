@@ -7,7 +7,9 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <cstdlib>
 #include <limits>
+#include <nlohmann/json.hpp>
 #include <ostream>
 #include <string>
 #include <thread>
@@ -87,60 +89,67 @@ inline double fma(std::int64_t rounds) {
   return fma_plain(rounds);
 }
 
-/// fp32 GFLOP/s of all of LibTorch's threads together.
-inline double fma_gflops() {
+/// Of all of LibTorch's threads together: the floating-point operations done.
+inline double all_threads_fma() {
   const std::int64_t threads = at::get_num_threads(), rounds = 4'000'000;
   double operations = 0;
-  const double seconds = fastest(5, [&] {
-    at::parallel_for(0, threads, 1, [&](std::int64_t first, std::int64_t end) {
-      for (; first < end; ++first) {
-        const double done = fma(rounds);
-        if (first == 0) operations = done * static_cast<double>(threads);
-      }
-    });
+  at::parallel_for(0, threads, 1, [&](std::int64_t first, std::int64_t end) {
+    for (; first < end; ++first) {
+      const double done = fma(rounds);
+      if (first == 0) operations = done * static_cast<double>(threads);
+    }
   });
-  return operations / seconds * 1e-9;
+  return operations;
 }
 
-/// GFLOP/s of at::mm on matrices that a BLAS likes.
-inline double gemm_gflops() {
-  const at::Tensor a = at::rand({1536, 1536}), b = at::rand({1536, 1536});
-  at::Tensor c = at::mm(a, b);
-  return 2 * 1536.0 * 1536 * 1536 / fastest(5, [&] { at::mm_out(c, a, b); }) * 1e-9;
-}
+/// at::mm on matrices that a BLAS likes.
+struct Gemm {
+  static constexpr std::int64_t size = 1536;
+  static constexpr double flops = 2.0 * size * size * size;
 
-/// GB/s of reading one large array, and of STREAM's triad a = b + s c, counted as three arrays.
-struct Bandwidth {
-  double read, triad;
+  explicit Gemm(at::ScalarType type)
+      : a(at::rand({size, size}).to(type)), b(at::rand({size, size}).to(type)), c(at::mm(a, b)) {}
+  void multiply() { at::mm_out(c, a, b); }
+
+  at::Tensor a, b, c;
 };
-inline Bandwidth bandwidth() {
-  const std::int64_t size = std::int64_t{1} << 25;  // 128 MiB an array
-  std::vector<float> a(static_cast<std::size_t>(size), 1), b = a, c = a;
-  std::vector<std::uint32_t> words(static_cast<std::size_t>(size), 1);
-  const double bytes = 4 * static_cast<double>(size) * 1e-9;
-  const double read = fastest(5, [&] {
+
+/// Arrays beyond all caches, of `bytes` each.
+struct Stream {
+  static constexpr std::int64_t size = std::int64_t{1} << 25;
+  static constexpr double bytes = 4.0 * size;
+
+  /// One of them.
+  void read() {
     at::parallel_for(0, size, 1 << 20, [&](std::int64_t first, std::int64_t end) {
       std::uint32_t sum = 0;
       for (std::int64_t i = first; i < end; ++i) sum += words[static_cast<std::size_t>(i)];
       asm volatile("" : : "r"(sum));
     });
-  });
-  const double triad = fastest(5, [&] {
+  }
+  /// STREAM's a = b + s c, which counts as three.
+  void triad() {
     at::parallel_for(0, size, 1 << 20, [&](std::int64_t first, std::int64_t end) {
       float* out = a.data();
       const float *x = b.data(), *y = c.data();
       for (std::int64_t i = first; i < end; ++i) out[i] = x[i] + 3 * y[i];
     });
-  });
-  return {bytes / read, 3 * bytes / triad};
-}
+  }
+
+  std::vector<float> a = std::vector<float>(static_cast<std::size_t>(size), 1), b = a, c = a;
+  std::vector<std::uint32_t> words = std::vector<std::uint32_t>(static_cast<std::size_t>(size), 1);
+};
 
 }  // namespace limits
 
 /// Prints versions, threads, instruction set and measured limits, and a warning for each trap.
-inline void print_machine(std::ostream& out) {
+/// Returns the same.
+inline nlohmann::json print_machine(std::ostream& out) {
+  nlohmann::json warnings = nlohmann::json::array();
   const auto warn = [&](bool trapped, const std::string& text) {
-    if (trapped) out << "WARNING: " << text << '\n';
+    if (!trapped) return;
+    out << "WARNING: " << text << '\n';
+    warnings.push_back(text);
   };
   const int threads = at::get_num_threads();
   const auto cores = static_cast<int>(std::thread::hardware_concurrency());
@@ -151,12 +160,18 @@ inline void print_machine(std::ostream& out) {
 #ifndef _OPENMP
   warn(true, "compiled without OpenMP: at::parallel_for runs serially in this program");
 #endif
-  warn(threads < cores, "fewer threads than processors: set OMP_NUM_THREADS or --threads");
+  warn(threads < cores, "fewer threads than processors: set OMP_NUM_THREADS");
   warn(limits::has_avx512() && capability != "AVX512",
        "the processor has AVX-512, LibTorch does not use it (ATEN_CPU_CAPABILITY)");
 
-  const double fma = limits::fma_gflops(), gemm = limits::gemm_gflops();
-  const auto [read, triad] = limits::bandwidth();
+  double load = 0;
+  getloadavg(&load, 1);
+  const double fma = limits::all_threads_fma() * 1e-9 / fastest(5, limits::all_threads_fma);
+  limits::Gemm matrices(at::kFloat);
+  const double gemm = limits::Gemm::flops * 1e-9 / fastest(5, [&] { matrices.multiply(); });
+  limits::Stream arrays;
+  const double read = limits::Stream::bytes * 1e-9 / fastest(5, [&] { arrays.read(); });
+  const double triad = 3 * limits::Stream::bytes * 1e-9 / fastest(5, [&] { arrays.triad(); });
   out << "FMA " << fma << " GFLOP/s, at::mm " << gemm << " GFLOP/s, read " << read
       << " GB/s, triad " << triad << " GB/s\n";
   warn(gemm < 0.6 * fma,
@@ -166,6 +181,17 @@ inline void print_machine(std::ostream& out) {
   const at::Tensor x = at::rand({1024, 1024});
   const double add = fastest(9, [&] { at::add(x, x); });
   const double dropout = fastest(3, [&] { at::dropout(x, 0.1, true); });
-  warn(dropout > 10 * add, "element dropout is serial here, " + std::to_string(dropout / add) +
-                               " times an add: no bench uses it");
+  warn(dropout > 10 * add, "LibTorch's element dropout is serial here, more than 10 times an add");
+  return {{"LibTorch", TORCH_VERSION},
+          {"ISA", capability},
+          {"threads", threads},
+          {"processors", cores},
+          {"oneDNN", at::hasMKLDNN()},
+          {"MKL", at::hasMKL()},
+          {"FMA_GFLOPs", fma},
+          {"mm_GFLOPs", gemm},
+          {"read_GBs", read},
+          {"triad_GBs", triad},
+          {"load", load},
+          {"warnings", warnings}};
 }

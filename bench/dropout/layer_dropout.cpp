@@ -7,15 +7,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
-#include <cstring>
 #include <droppeft/core/module.hpp>
 #include <droppeft/dropout/gate.hpp>
 #include <droppeft/dropout/layer_dropout.hpp>
 #include <droppeft/dropout/layer_stack.hpp>
 #include <droppeft/memory/meter.hpp>
 #include <droppeft/peft/add_lora.hpp>
-#include <iostream>
 #include <map>
 #include <memory>
 #include <optional>
@@ -23,9 +20,8 @@
 #include <utility>
 #include <vector>
 
-#include "limits.hpp"
 #include "models/bert.hpp"
-#include "rows.hpp"
+#include "report.hpp"
 
 namespace {
 
@@ -90,8 +86,18 @@ droppeft::Plan draw_plan(std::int64_t k, std::int64_t layers, droppeft::Stream& 
   return plan;
 }
 
+std::string active(const Shape& shape, std::int64_t k) {
+  return std::to_string(k) + " of " + std::to_string(shape.layers);
+}
+
+Case layers_case(const char* kernel, const Shape& shape, std::int64_t k) {
+  return {.kernel = kernel,
+          .shape = shape.name,
+          .more = {{"active", k}, {"layers", shape.layers}, {"tokens", shape.tokens()}}};
+}
+
 std::string step_row(const Shape& shape, std::int64_t k) {
-  return std::string("step_skip/") + shape.name + "/" + std::to_string(k);
+  return layers_case("step_skip", shape, k).row(active(shape, k));
 }
 
 void add_step_skip(const Shape& shape) {
@@ -105,30 +111,30 @@ void add_step_skip(const Shape& shape) {
             });
 }
 
-/// Share of the ideal saving, with the 95 % interval that the spread of the repetitions leaves it:
-/// a layer of many saves little more than that.
-void print_step_skip(const Shape& shape) {
+/// Per cent of the ideal saving, with the error that the spread of the repetitions leaves it: a
+/// layer of many saves little more than that.
+void record_step_skip(Report& report, const Shape& shape) {
   const std::string all_row = step_row(shape, shape.layers), none_row = step_row(shape, 0);
   const auto all = median(all_row), none = median(none_row);
   if (!all || !none) return;
-  std::printf("\nstep_skip %s, %d x %d\n active     ms  ideal ms  %% of the ideal saving\n",
-              shape.name, static_cast<int>(shape.sequences), static_cast<int>(shape.length));
-  for (std::int64_t k = shape.layers; k >= 1; --k) {
+  for (std::int64_t k = shape.layers; k >= 0; --k) {
     const std::string row = step_row(shape, k);
     const auto time = median(row);
     if (!time) continue;
     const double left = static_cast<double>(k) / static_cast<double>(shape.layers);
     const double ideal_saving = (1 - left) * (*all - *none);
-    std::printf("%7d %6.1f %9.1f", static_cast<int>(k), 1e3 * *time, 1e3 * (*all - ideal_saving));
-    if (k < shape.layers) {
+    Case step = layers_case("step_skip", shape, k);
+    step.more["limit_seconds"] = *all - ideal_saving;
+    if (k > 0 && k < shape.layers) {
       const double share = (*all - *time) / ideal_saving;
       const double error =
           std::hypot((1 - share * (1 - left)) * median_error(all_row), median_error(row),
                      share * (1 - left) * median_error(none_row)) /
           ideal_saving;
-      std::printf(" %10.1f +- %.1f", 100 * share, 100 * 1.96 * error);
+      step.more["percent"] = 100 * share;
+      step.more["percent_error"] = 100 * error;
     }
-    std::printf("\n");
+    report.add_record(step, active(shape, k), row);
   }
 }
 
@@ -138,9 +144,18 @@ std::int64_t derived_peak(const Shape& shape, std::int64_t k) {
   return (k * saved + 32 * shape.width) * shape.tokens();
 }
 
-void add_peak_memory(const Shape& shape) {
+/// Bytes at the most, by row.
+std::map<std::string, std::int64_t> peaks;
+
+template <class Function>
+void for_peak_memory(const Shape& shape, const Function& function) {
   for (std::int64_t k = shape.layers; k >= 1; k -= std::max<std::int64_t>(shape.layers / 6, 1))
-    add_row(std::string("peak_memory/") + shape.name + "/" + std::to_string(k), 1,
+    function(k, layers_case("peak_memory", shape, k));
+}
+
+void add_peak_memory(const Shape& shape) {
+  for_peak_memory(shape, [&](std::int64_t k, const Case& step) {
+    add_row(step.row(active(shape, k)), 1,
             [&shape, k](benchmark::State& state, const std::string& row) {
               static droppeft::Stream stream(2);
               const auto plan = draw_plan(k, shape.layers, stream);
@@ -148,12 +163,19 @@ void add_peak_memory(const Shape& shape) {
               run.model->zero_grad();
               const droppeft::MemoryMeter meter;
               time_once(state, row, [&] { run.step(plan); });
-              const auto peak = static_cast<double>(meter.peak());
-              const auto derived = static_cast<double>(derived_peak(shape, k));
-              state.counters["peak_MB"] = 1e-6 * peak;
-              state.counters["derived_MB"] = 1e-6 * derived;
-              state.counters["difference_%"] = 100 * (peak / derived - 1);
+              peaks[row] = meter.peak();
             });
+  });
+}
+
+void record_peak_memory(Report& report, const Shape& shape) {
+  for_peak_memory(shape, [&](std::int64_t k, Case step) {
+    const std::string row = step.row(active(shape, k));
+    if (!peaks.contains(row)) return;
+    step.more["peak_bytes"] = peaks[row];
+    step.more["limit_bytes"] = derived_peak(shape, k);
+    report.add_record(step, active(shape, k), row);
+  });
 }
 
 constexpr int calls = 20'000;
@@ -196,31 +218,33 @@ void add_wrappers(int repetitions) {
   add_wrapper("LayerStack/dropped_by_plan", stack(never), false, repetitions);
 }
 
-void print_wrappers() {
+void record_wrappers(Report& report) {
   const auto bare = median("wrapper/bare");
   if (!bare) return;
-  std::printf("\nwrapper: ns a call over the bare block\n");
   for (const auto& [row, times] : measured)
     if (row.starts_with("wrapper/") && row != "wrapper/bare")
-      std::printf("%8.0f  %s\n", 1e9 * (*median(row) - *bare) / calls, row.c_str() + 8);
+      report.add_record({.kernel = "dispatch",
+                         .shape = "over a block that returns its argument",
+                         .more = {{"seconds", (*median(row) - *bare) / calls},
+                                  {"error", median_error(row) / calls}}},
+                        row.substr(8), row);
 }
 
 }  // namespace
 
 int main(int count, char** arguments) {
-  std::vector<char*> options(arguments, arguments + count);
-  const auto is_quick = [](const char* option) { return std::strcmp(option, "--quick") == 0; };
-  const bool quick = std::erase_if(options, is_quick) > 0;
-  if (!initialize(options)) return 2;
-
-  print_machine(std::cout);
+  Report report("layer_dropout", count, arguments);
   for (const Shape& shape : shapes) {
-    if (quick && &shape != shapes) break;
+    if (report.quick() && &shape != shapes) break;
     add_step_skip(shape);
     add_peak_memory(shape);
   }
-  add_wrappers(quick ? 3 : 9);
-  benchmark::RunSpecifiedBenchmarks();
-  for (const Shape& shape : shapes) print_step_skip(shape);
-  print_wrappers();
+  add_wrappers(report.quick() ? 3 : 9);
+  report.run();
+  for (const Shape& shape : shapes) {
+    record_step_skip(report, shape);
+    record_peak_memory(report, shape);
+  }
+  record_wrappers(report);
+  return report.finish();
 }

@@ -1,18 +1,21 @@
 // Training steps of federated_text on request, for bench/rivals/text_step.py, which gives the model
-// folder, a file of batches and initial adapters, and the threads. Each line on standard input
-// names a batch; the answer is the step's loss and the milliseconds of forward, backward and
-// optimiser.
+// folder, a file of batches and initial adapters, the threads, and the dtype of the frozen weights.
+// Each line on standard input names a batch; the answer is the step's loss and the seconds of
+// forward, backward and optimiser, or, after "peak ", the most bytes that the step held.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <torch/optim/adamw.h>
 
 #include <chrono>
+#include <cstdint>
 #include <droppeft/core/module.hpp>
 #include <droppeft/core/state.hpp>
 #include <droppeft/io/safetensors.hpp>
+#include <droppeft/memory/meter.hpp>
 #include <droppeft/peft/add_lora.hpp>
 #include <iostream>
 #include <memory>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -34,47 +37,78 @@ torch::optim::AdamW make_optimizer(const TextClassifier& model) {
   return torch::optim::AdamW(groups);
 }
 
-void serve(const std::string& folder, const std::string& workload) {
-  const droppeft::State given = droppeft::load_safetensors(workload);
-  const droppeft::State adapters =
-      given.select([](auto name) { return !name.starts_with("batch."); });
-  TextClassifier model(read_bert_config(folder), adapters.at("classifier.weight").size(0));
-  load_bert_weights(model->bert, folder);
-  droppeft::add_lora(*model, {"query", "value"}, droppeft::LoraOptions(8).alpha(16));
-  droppeft::freeze(*model->head, false);
-  droppeft::load_state(*model, adapters);
-  auto optimizer = make_optimizer(model);
+class Training {
+ public:
+  Training(const std::string& folder, const std::string& workload, at::ScalarType dtype)
+      : dtype_(dtype), given_(droppeft::load_safetensors(workload)), model_(nullptr) {
+    const droppeft::State adapters =
+        given_.select([](auto name) { return !name.starts_with("batch."); });
+    model_ = TextClassifier(read_bert_config(folder), adapters.at("classifier.weight").size(0));
+    load_bert_weights(model_->bert, folder);
+    model_->bert->to(dtype);
+    droppeft::add_lora(*model_, {"query", "value"}, droppeft::LoraOptions(8).alpha(16));
+    droppeft::freeze(*model_->head, false);
+    droppeft::load_state(*model_, adapters);
+    optimizer_ = std::make_unique<torch::optim::AdamW>(make_optimizer(model_));
+  }
 
-  using Clock = std::chrono::steady_clock;
-  const auto milliseconds = [](Clock::time_point from, Clock::time_point to) {
-    return std::chrono::duration<double, std::milli>(to - from).count();
-  };
-  std::cout.precision(9);
-  std::cout << "ready\n" << std::flush;
-  for (std::string batch; std::getline(std::cin, batch);) {
+  /// What the step on a batch is answered with.
+  std::string step(const std::string& batch) {
     const std::string key = "batch." + batch;
-    const at::Tensor ids = given.at(key + ".ids"), labels = given.at(key + ".labels");
-    const at::Tensor mask = given.contains(key + ".mask") ? given.at(key + ".mask") : at::Tensor();
+    const at::Tensor ids = given_.at(key + ".ids"), labels = given_.at(key + ".labels");
+    const at::Tensor mask =
+        given_.contains(key + ".mask") ? given_.at(key + ".mask") : at::Tensor();
     const auto start = Clock::now();
-    const at::Tensor loss = at::cross_entropy_loss(model->forward(ids, mask), labels);
+    const at::Tensor hidden = model_->bert->forward(ids, mask.defined() ? mask.to(dtype_) : mask);
+    const at::Tensor pooled = mean_pool(hidden.to(at::kFloat), mask);
+    const at::Tensor loss = at::cross_entropy_loss(model_->head->forward(pooled), labels);
     const auto forward = Clock::now();
-    optimizer.zero_grad();
+    optimizer_->zero_grad();
     loss.backward();
     const auto backward = Clock::now();
-    optimizer.step();
+    optimizer_->step();
     const auto end = Clock::now();
-    std::cout << loss.item<double>() << ' ' << milliseconds(start, forward) << ' '
-              << milliseconds(forward, backward) << ' ' << milliseconds(backward, end) << '\n'
-              << std::flush;
+    std::ostringstream answer;
+    answer.precision(9);
+    answer << loss.item<double>() << ' ' << seconds(start, forward) << ' '
+           << seconds(forward, backward) << ' ' << seconds(backward, end);
+    return answer.str();
   }
-}
+
+  std::int64_t peak(const std::string& batch) {
+    optimizer_->zero_grad();
+    const droppeft::MemoryMeter meter;
+    step(batch);
+    return meter.peak();
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  static double seconds(Clock::time_point from, Clock::time_point to) {
+    return std::chrono::duration<double>(to - from).count();
+  }
+
+  at::ScalarType dtype_;
+  droppeft::State given_;
+  TextClassifier model_;
+  std::unique_ptr<torch::optim::AdamW> optimizer_;
+};
 
 }  // namespace
 
 int main(int count, char** arguments) try {
-  droppeft::check(count == 4, "usage: text_step MODEL_FOLDER WORKLOAD THREADS");
+  droppeft::check(count == 5, "usage: text_step MODEL_FOLDER WORKLOAD THREADS fp32|bf16");
   at::set_num_threads(std::stoi(arguments[3]));
-  serve(arguments[1], arguments[2]);
+  const std::string dtype = arguments[4], peak = "peak ";
+  Training training(arguments[1], arguments[2], dtype == "bf16" ? at::kBFloat16 : at::kFloat);
+  std::cout << "ready\n" << std::flush;
+  for (std::string line; std::getline(std::cin, line);) {
+    if (line.starts_with(peak))
+      std::cout << training.peak(line.substr(peak.size()));
+    else
+      std::cout << training.step(line);
+    std::cout << '\n' << std::flush;
+  }
 } catch (const std::exception& error) {
   std::cerr << error.what() << '\n';
   return 2;

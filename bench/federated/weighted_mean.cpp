@@ -5,15 +5,13 @@
 #include <benchmark/benchmark.h>
 
 #include <cstdint>
-#include <cstdio>
 #include <droppeft/core/state.hpp>
 #include <droppeft/federated/fedavg.hpp>
 #include <iostream>
 #include <string>
 #include <vector>
 
-#include "limits.hpp"
-#include "rows.hpp"
+#include "report.hpp"
 
 namespace {
 
@@ -119,18 +117,10 @@ void read_array() {
   });
 }
 
-template <class Function>
-void add_timed(const std::string& name, const Function& function) {
-  add_row("weighted_mean/" + name, 31, [function](benchmark::State& state, const std::string& row) {
-    time_once(state, row, function);
-  });
-}
-
 }  // namespace
 
 int main(int count, char** arguments) {
-  if (!initialize({arguments, arguments + count})) return 2;
-  print_machine(std::cout);
+  Report report("weighted_mean", count, arguments);
 
   const State mean = batch();
   for (const auto& [name, tensor] : mean) {
@@ -143,20 +133,18 @@ int main(int count, char** arguments) {
     }
   }
 
-  add_timed("FedAvg, a batch", [] { benchmark::DoNotOptimize(batch()); });
-  add_timed("FedAvg, one by one", [] { benchmark::DoNotOptimize(one_by_one()); });
-  add_timed("add_(alpha) by tensor", [] { benchmark::DoNotOptimize(add_alpha()); });
-  add_timed("at::mv of one matrix", [] { benchmark::DoNotOptimize(flat_gemv()); });
-  add_timed("limit: read the states", [] { read_states(); });
-  add_timed("read one array of that size", [] { read_array(); });
-  benchmark::RunSpecifiedBenchmarks();
-
-  const auto limit = median("weighted_mean/limit: read the states");
-  if (!limit) return 0;
   const double bytes = 4 * static_cast<double>(round().stacked.numel());
-  std::printf("\nweighted_mean: %.1f MB of states\n     ms   GB/s  %% of the limit\n",
-              1e-6 * bytes);
-  for (const auto& [row, times] : measured)
-    std::printf("%7.2f %6.1f %8.0f        %s\n", 1e3 * *median(row), 1e-9 * bytes / *median(row),
-                100 * *limit / *median(row), row.c_str() + 14);
+  const Case mean_of_32{.kernel = "weighted_mean",
+                        .shape = "32 x BERT-large LoRA",
+                        .upon = {"read the states"},
+                        .repetitions = 31,
+                        .more = {{"bytes", bytes}, {"flops", bytes / 2}}};
+  report.add(mean_of_32, "droppeft", [] { benchmark::DoNotOptimize(batch()); });
+  report.add(mean_of_32, "droppeft, one by one", [] { benchmark::DoNotOptimize(one_by_one()); });
+  report.add(mean_of_32, "add_(alpha) by tensor", [] { benchmark::DoNotOptimize(add_alpha()); });
+  report.add(mean_of_32, "at::mv of one matrix", [] { benchmark::DoNotOptimize(flat_gemv()); });
+  report.add(mean_of_32, "read the states", [] { read_states(); });
+  report.add(mean_of_32, "read one array of that size", [] { read_array(); });
+  report.run();
+  return report.finish();
 }

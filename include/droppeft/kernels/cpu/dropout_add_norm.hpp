@@ -126,6 +126,10 @@ void dropout_add_norm(const DropoutAddNorm<T>& call, const T* branch, const T* r
       const T* const skip = residual == nullptr ? nullptr : residual + i * width;
       T* const out = y + i * width;
       T* const stored = sum == nullptr ? out : sum + i * width;
+      // The next row is fetched while this one is worked on.
+      const bool more = i + 1 < end;
+      const T* const ahead = more && row >= 0 ? branch + (row + 1) * width : nullptr;
+      const T* const skip_ahead = more && skip != nullptr ? skip + width : nullptr;
       detail::Sum<W> total;
       const auto put = [&]<int N>(std::int64_t column, Pack<float, N>& value) DROPPEFT_INLINE {
         store(stored + column, value);
@@ -157,6 +161,9 @@ void dropout_add_norm(const DropoutAddNorm<T>& call, const T* branch, const T* r
         for_packs<W>(width, [&]<int N>(std::int64_t column) DROPPEFT_INLINE {
           Pack<float, N> value;
           load(value, stored + column);
+          if (ahead != nullptr) __builtin_prefetch(ahead + column);
+          if (skip_ahead != nullptr) __builtin_prefetch(skip_ahead + column);
+          __builtin_prefetch(out + column, 1);
           if constexpr (N == W)
             value -= middles;
           else
