@@ -253,3 +253,26 @@ TEST_CASE_TEMPLATE("zeros from the adapter change no bit", T, float, cpu::BFloat
     CHECK(same(y, p.y));
   }
 }
+
+TEST_CASE("parts are added up in order, into the first of them too") {
+  for (const cpu::Isa isa : isas())
+    for (const std::int64_t size : {1, 15, 16, 17, 100}) {
+      auto parts = numbers<float>(3 * size, Stream(7));
+      const auto n = static_cast<std::size_t>(size);
+      std::vector<float> wanted(n), sum(n, -1);
+      for (std::size_t i = 0; i < n; ++i) wanted[i] = (parts[i] + parts[n + i]) + parts[2 * n + i];
+      cpu::add_up(sum.data(), parts.data(), 3, size, isa);
+      CHECK(sum == wanted);
+      cpu::add_up(parts.data(), parts.data(), 3, size, isa);
+      parts.resize(n);
+      CHECK(parts == wanted);
+      cpu::add_up(sum.data(), nullptr, 0, size, isa);
+      CHECK(sum == std::vector<float>(n));
+    }
+}
+
+TEST_CASE("transpose scales, too") {
+  std::vector<float> out(6);
+  cpu::transpose(out.data(), std::vector<float>{1, 2, 3, 4, 5, 6}.data(), 2, 3, 0.5F);
+  CHECK(out == std::vector<float>{0.5, 2, 1, 2.5, 1.5, 3});
+}
