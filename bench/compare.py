@@ -31,7 +31,8 @@ import records
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAYERS = ("step_skip", "peak_memory", "dispatch")  # ours, whoever they are named by
 LEVEL = 0.05
-MORE_BYTES = 1.01
+BYTES_ALLOWED = 1.01  # after / before
+SLOWER, MORE = "SLOWER", "MORE BYTES"
 
 
 class Difference(typing.NamedTuple):
@@ -118,37 +119,46 @@ def is_ours(row):
 
 def bytes_verdict(olds, news):
     peaks = [max(each.get("peak_bytes", 0) for each in side) for side in (olds, news)]
-    if peaks[1] > MORE_BYTES * peaks[0]:
-        return f"MORE BYTES: {peaks[0]:.0f} -> {peaks[1]:.0f}"
-    if peaks[0] > MORE_BYTES * peaks[1]:
+    if peaks[1] > BYTES_ALLOWED * peaks[0]:
+        return f"{MORE}: {peaks[0]:.0f} -> {peaks[1]:.0f}"
+    if peaks[0] > BYTES_ALLOWED * peaks[1]:
         return f"fewer bytes: {peaks[0]:.0f} -> {peaks[1]:.0f}"
     return ""
+
+
+def speed_verdict(difference, p, least):
+    change = 100 * math.expm1(difference.log)
+    verdict = "no difference"
+    if p < LEVEL and abs(change) >= least:
+        verdict = SLOWER if change > 0 else "faster"
+    low, high = difference.interval()
+    return verdict, f"{change:+7.1f} ({low:+6.1f} to {high:+6.1f}) {p:7.1e}"
 
 
 def report(before, after, least):
     """Prints the verdicts; whether something of ours got worse."""
     found = differences(before, after)
-    p_values = holm([difference.p_value() for difference in found.values()])
+    p_values = dict(zip(found, holm([difference.p_value() for difference in found.values()])))
     worse = moved = 0
-    print("change %, 95 % interval     p      verdict")
-    for (row, difference), p in zip(found.items(), p_values):
-        change = 100 * math.expm1(difference.log)
-        verdict = "no difference"
-        if p < LEVEL and abs(change) >= least:
-            verdict = "SLOWER" if change > 0 else "faster"
-        size = bytes_verdict(before[row], after[row]) if is_ours(row) else ""
-        if not is_ours(row):
-            moved += verdict != "no difference"
-            verdict += " (not ours)"
-        elif verdict == "SLOWER" or size.startswith("MORE"):
-            worse += 1
-        low, high = difference.interval()
-        print(f"{change:+7.1f} ({low:+6.1f} to {high:+6.1f}) {p:7.1e}  {verdict:24} {row}  {size}")
+    print(f"{'change %, 95 % interval':27} {'p':7}  verdict")
+    for row in before:
+        if row not in after:
+            continue
+        verdict, figures = "", ""
+        if row in found:
+            verdict, figures = speed_verdict(found[row], p_values[row], least)
+        if is_ours(row):
+            size = bytes_verdict(before[row], after[row])
+            worse += verdict == SLOWER or size.startswith(MORE)
+            print(f"{figures:35}  {verdict:24} {row}  {size}")
+        else:
+            moved += verdict in (SLOWER, "faster")
+            print(f"{figures:35}  {verdict + ' (not ours)':24} {row}")
     for row in before.keys() ^ after.keys():
         print(f"only {'before' if row in before else 'after'}: {row}")
     if moved:
         print(f"{moved} rows differ that no commit changes: the machine did; run it again")
-    print(f"{worse} of {sum(map(is_ours, found))} rows of ours got worse")
+    print(f"rows of ours that got worse: {worse}")
     return worse > 0
 
 

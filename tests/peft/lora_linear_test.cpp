@@ -48,7 +48,7 @@ torch::Tensor factors(const KeepMask& mask, std::int64_t rows, std::int64_t widt
 struct Map {
   Map(std::int64_t in, std::int64_t out, std::int64_t rank, double rate = 0,
       torch::ScalarType dtype = torch::kFloat, torch::ScalarType adapter_dtype = torch::kFloat) {
-    torch::manual_seed(10000 * in + 100 * out + rank);
+    torch::manual_seed(static_cast<std::uint64_t>(10000 * in + 100 * out + rank));
     W = leaf(torch::randn({out, in}), dtype);
     b = leaf(torch::randn({out}), dtype);
     adapter = {leaf(torch::randn({rank, in}), adapter_dtype),

@@ -30,14 +30,20 @@ struct Place {
   std::int64_t rows() const { return std::min(tile_rows, end - row); }
   std::int64_t columns() const { return std::min(tile_columns, width - column); }
   std::int64_t offset() const { return row * width + column; }
-  /// From a number to the one below that is to be fetched meanwhile; 0: none is.
-  std::int64_t ahead() const { return row + 2 * tile_rows <= end ? tile_rows * width : 0; }
+  /// From a number to the one in the tile below, which is to be fetched meanwhile.
+  std::int64_t ahead() const { return tile_rows * width; }
 };
 
-/// Into the second-level cache: the first one has too few requests under way.
-[[gnu::always_inline]] inline void prefetch(const void* at) { __builtin_prefetch(at, 0, 2); }
+/// Fetches at[ahead], which need not exist, into the second-level cache: the first one has too few
+/// requests under way.
+template <class T>
+[[gnu::always_inline]] inline void prefetch(const T* at, std::int64_t ahead) {
+  const auto bytes = static_cast<std::uintptr_t>(ahead) * sizeof(T);
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(at) + bytes), 0,
+                     2);
+}
 
-/// A matrix whose number (i, j) lies at i row + j column; see Place::ahead.
+/// A matrix whose number (i, j) lies at i row + j column; ahead 0: nothing is to be fetched.
 struct Strided {
   const float* at;
   std::int64_t row, column = 1, ahead = 0;
@@ -86,8 +92,7 @@ void read_tile(Tile& tile, const T* x, const KeepMask& mask, const Place& place,
       const T* const row = in;
       float* const out = to->numbers + i * tile_columns;
       float* const factors = to->factors + i * tile_columns;
-      if (ahead != 0)
-        for (std::int64_t j = 0; j < columns; j += line) prefetch(row + j + ahead);
+      for (std::int64_t j = 0; j < columns; j += line) prefetch(row + j, ahead);
       if (mask.keeps_all()) {
         for_packs<W>(columns, [=]<int N>(std::int64_t j) DROPPEFT_INLINE {
           Pack<float, N> value;
@@ -163,7 +168,7 @@ template <int W, int R, int K>
     for (int i = 0; i < R; ++i) {
       const float* const at = a.at + i * a.row + j;
       load(left[i], at);
-      if (a.ahead != 0) prefetch(at + a.ahead);
+      if (a.ahead != 0) prefetch(at, a.ahead);
     }
 #pragma GCC unroll 4
     for (int k = 0; k < K; ++k) {
@@ -223,7 +228,7 @@ template <int W, int R, int C, class T>
 #pragma GCC unroll 4
     for (int c = 0; c < C; ++c) {
       sums[i][c] = Pack<float, W>{};
-      if (out.ahead != 0) prefetch(out.at + i * out.row + c * W + out.ahead);
+      if (out.ahead != 0) prefetch(out.at + i * out.row + c * W, out.ahead);
     }
   for (std::int64_t k = 0; k < depth; ++k) {
     Pack<float, W> right[C];
@@ -231,7 +236,7 @@ template <int W, int R, int C, class T>
     for (int c = 0; c < C; ++c) {
       const float* const at = b.at + k * b.row + c * W;
       load(right[c], at);
-      if (b.ahead != 0) prefetch(at + b.ahead);
+      if (b.ahead != 0) prefetch(at, b.ahead);
     }
 #pragma GCC unroll 4
     for (int i = 0; i < R; ++i) {
