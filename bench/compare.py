@@ -27,6 +27,7 @@ import tempfile
 import typing
 
 import records
+from holm import holm
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAYERS = ("step_skip", "peak_memory", "dispatch")  # ours, whoever they are named by
@@ -83,16 +84,6 @@ def welch(before, after):
     freedom = sum(parts) ** 2 / sum(v * v / (len(s) - 1) for v, s in zip(parts, sides))
     log = statistics.mean(sides[1]) - statistics.mean(sides[0])
     return Difference(log, math.sqrt(sum(parts)), max(1, int(freedom)))
-
-
-def holm(p_values):
-    """Holm's adjusted p values."""
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    adjusted, highest = [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
-        adjusted[i] = highest
-    return adjusted
 
 
 def read_side(paths):

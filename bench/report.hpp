@@ -47,6 +47,14 @@ struct Case {
   }
 };
 
+/// Tokens and width of the encoders that kernels are timed for; report.py knows them by name.
+struct EncoderShape {
+  const char* name;
+  std::int64_t tokens, width;
+};
+inline const EncoderShape encoder_shapes[] = {
+    {"MiniLM", 1024, 384}, {"BERT-base", 1024, 768}, {"BERT-large", 512, 1024}};
+
 /// As many of what `make` makes as together exceed the caches; next() gives one after the other.
 template <class T>
 class Rotated {

@@ -36,6 +36,9 @@ import numpy as np
 import scipy.stats
 from mabwiser.mab import MAB, LearningPolicy
 
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
+from holm import holm
+
 # Where numba kept jit until 2020, and SMPyBandits looks for it; without, its KL-UCB is interpreted.
 sys.modules["numba.decorators"] = numba
 warnings.simplefilter("ignore")
@@ -177,16 +180,6 @@ def compare(problem, libraries, games, ours):
             rows.append((problem, name, f"{library} {peer}", regrets, times, *ours[name]))
             print(".", end="", file=sys.stderr, flush=True)
     return rows
-
-
-def holm(p_values):
-    """Holm's adjusted p values."""
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    adjusted, highest = [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
-        adjusted[i] = highest
-    return adjusted
 
 
 def p_worse(ours, theirs):

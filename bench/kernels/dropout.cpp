@@ -2,7 +2,6 @@
 #include <ATen/ATen.h>
 
 #include <cstdint>
-#include <droppeft/core/check.hpp>
 #include <droppeft/dropout/dropout.hpp>
 
 #include "report.hpp"
@@ -12,15 +11,9 @@ namespace {
 using droppeft::KeepMask;
 using droppeft::Stream;
 
-struct Shape {
-  const char* name;
-  std::int64_t tokens, width;
-};
-const Shape shapes[] = {{"MiniLM", 1024, 384}, {"BERT-base", 1024, 768}, {"BERT-large", 512, 1024}};
-
 constexpr double rate = 0.1;
 
-void add_rows(Report& report, const Shape& shape, at::ScalarType dtype) {
+void add_rows(Report& report, const EncoderShape& shape, at::ScalarType dtype) {
   const auto numbers = static_cast<double>(shape.tokens * shape.width);
   const double size = dtype == at::kFloat ? 4 : 2;
   Case work{.kernel = "dropout",
@@ -58,7 +51,7 @@ void add_rows(Report& report, const Shape& shape, at::ScalarType dtype) {
 
 int main(int count, char** arguments) {
   Report report("dropout", count, arguments);
-  for (const Shape& shape : shapes) {
+  for (const EncoderShape& shape : encoder_shapes) {
     for (const auto dtype : {at::kFloat, at::kBFloat16}) add_rows(report, shape, dtype);
     if (report.quick()) break;
   }

@@ -15,12 +15,6 @@ using droppeft::KeepMask;
 using droppeft::Norm;
 using droppeft::Stream;
 
-struct Shape {
-  const char* name;
-  std::int64_t tokens, width;
-};
-const Shape shapes[] = {{"MiniLM", 1024, 384}, {"BERT-base", 1024, 768}, {"BERT-large", 512, 1024}};
-
 struct Buffers {
   at::Tensor branch, residual, to_y, y, sum, mean, rstd;
 };
@@ -42,7 +36,8 @@ void with_call(const Buffers& x, const at::Tensor& weight, const AddNorm& settin
   });
 }
 
-void add_rows(Report& report, const Shape& shape, at::ScalarType dtype, Norm norm, double rate) {
+void add_rows(Report& report, const EncoderShape& shape, at::ScalarType dtype, Norm norm,
+              double rate) {
   const auto numbers = static_cast<double>(shape.tokens * shape.width);
   const double size = dtype == at::kFloat ? 4 : 2;
   std::string name = shape.name;
@@ -124,7 +119,7 @@ void add_rows(Report& report, const Shape& shape, at::ScalarType dtype, Norm nor
 
 int main(int count, char** arguments) {
   Report report("dropout_add_norm", count, arguments);
-  for (const Shape& shape : shapes) {
+  for (const EncoderShape& shape : encoder_shapes) {
     add_rows(report, shape, at::kFloat, Norm::layer, 0.1);
     add_rows(report, shape, at::kFloat, Norm::layer, 0);
     add_rows(report, shape, at::kFloat, Norm::rms, 0.1);

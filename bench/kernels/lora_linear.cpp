@@ -19,12 +19,6 @@ using droppeft::Stream;
 constexpr std::int64_t rank = 8;
 constexpr double scaling = 2;
 
-struct Shape {
-  const char* name;
-  std::int64_t tokens, width;
-};
-const Shape shapes[] = {{"MiniLM", 1024, 384}, {"BERT-base", 1024, 768}, {"BERT-large", 512, 1024}};
-
 struct Map {
   Map(std::int64_t width, at::ScalarType dtype)
       : weight(at::randn({width, width}).to(dtype)),
@@ -61,7 +55,7 @@ struct Buffers {
   at::Tensor x, to_y;
 };
 
-void add_rows(Report& report, const Shape& shape, at::ScalarType dtype, double rate) {
+void add_rows(Report& report, const EncoderShape& shape, at::ScalarType dtype, double rate) {
   const auto numbers = static_cast<double>(shape.tokens * shape.width);
   const double size = dtype == at::kFloat ? 4 : 2;
   const Map map(shape.width, dtype);
@@ -117,7 +111,7 @@ int main(int count, char** arguments) {
     std::cerr << "lora_linear: not what peft computes\n";
     return 1;
   }
-  for (const Shape& shape : shapes) {
+  for (const EncoderShape& shape : encoder_shapes) {
     for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16})
       for (const double rate : {0.1, 0.0}) add_rows(report, shape, dtype, rate);
     if (report.quick()) break;

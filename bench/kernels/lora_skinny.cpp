@@ -20,12 +20,6 @@ using droppeft::detail::kernel_data;
 using droppeft::detail::with_kernel_type;
 namespace cpu = droppeft::cpu;
 
-struct Shape {
-  const char* name;
-  std::int64_t tokens, width;
-};
-const Shape shapes[] = {{"MiniLM", 1024, 384}, {"BERT-base", 1024, 768}, {"BERT-large", 512, 1024}};
-
 struct Buffers {
   at::Tensor x, y;  // [T, d] each
 };
@@ -67,7 +61,7 @@ struct Adapter {
 void multiply(at::Tensor out, const at::Tensor& a, const at::Tensor& b) { at::mm_out(out, a, b); }
 
 struct Problem {
-  Shape shape;
+  EncoderShape shape;
   std::int64_t rank;
   double rate;
   at::ScalarType dtype = at::kFloat;
@@ -75,7 +69,7 @@ struct Problem {
 };
 
 void add_rows(Report& report, const Problem& problem) {
-  const Shape& shape = problem.shape;
+  const EncoderShape& shape = problem.shape;
   const std::int64_t width = shape.width, rank = problem.rank;
   const double rate = problem.rate;
   const at::ScalarType dtype = problem.dtype;
@@ -181,7 +175,7 @@ void add_rows(Report& report, const Problem& problem) {
 
 int main(int count, char** arguments) {
   Report report("lora_skinny", count, arguments);
-  for (const Shape& shape : shapes) {
+  for (const EncoderShape& shape : encoder_shapes) {
     for (const double rate : {0.0, 0.1}) {
       add_rows(report, {shape, 8, rate});
       add_rows(report, {shape, 8, rate, at::kBFloat16});
@@ -190,7 +184,7 @@ int main(int count, char** arguments) {
     add_rows(report, {shape, 8, 0, at::kFloat, true});
   }
   if (!report.quick())
-    for (const std::int64_t rank : {4, 16}) add_rows(report, {shapes[1], rank, 0});
+    for (const std::int64_t rank : {4, 16}) add_rows(report, {encoder_shapes[1], rank, 0});
   report.run();
   return report.finish();
 }

@@ -32,6 +32,7 @@
 #include "droppeft/configurator.hpp"
 #include "droppeft/core/check.hpp"
 #include "droppeft/core/kernel_tensors.hpp"
+#include "droppeft/core/masked.hpp"
 #include "droppeft/core/module.hpp"
 #include "droppeft/core/parallel.hpp"
 #include "droppeft/core/rows.hpp"

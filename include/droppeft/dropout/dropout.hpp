@@ -6,37 +6,18 @@
 #include <torch/nn/cloneable.h>
 #include <torch/nn/pimpl.h>
 
-#include <cstdint>
 #include <optional>
 #include <ostream>
 
 #include "droppeft/core/kernel_tensors.hpp"
+#include "droppeft/core/masked.hpp"
 #include "droppeft/core/module.hpp"
-#include "droppeft/kernels/cpu/dropout.hpp"
 #include "droppeft/kernels/keep_mask.hpp"
 #include "droppeft/random/stream.hpp"
 
 namespace droppeft {
 
 namespace detail {
-
-inline at::Tensor masked(const at::Tensor& x, const KeepMask& mask) {
-  const at::Tensor in = x.contiguous(), out = at::empty_like(in);
-  if (in.numel() == 0) return out;
-  const std::int64_t width = row_width(in);
-  const std::int64_t blocks = in.numel() / width * KeepMask::blocks(width);
-  with_kernel_type(in, [&]<class T>() {
-    for_rows(blocks, KeepMask::block_size, [&](std::int64_t first, std::int64_t end) {
-      cpu::dropout(kernel_data<T>(out), kernel_data<const T>(in), width, mask, first, end);
-    });
-  });
-  return out;
-}
-
-/// What `mask` multiplies each number of x by, in x's dtype and on its device.
-inline at::Tensor keep_factors(const at::Tensor& x, const KeepMask& mask) {
-  return masked(at::ones(x.sizes(), at::kFloat), mask).to(x.options());
-}
 
 struct DropoutFunction : torch::autograd::Function<DropoutFunction> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x,
@@ -60,7 +41,7 @@ struct DropoutFunction : torch::autograd::Function<DropoutFunction> {
 /// A mask that keeps all returns x itself. Source: Srivastava et al., JMLR 15, 2014.
 inline at::Tensor dropout(const at::Tensor& x, const KeepMask& mask) {
   if (mask.keeps_all()) return x;
-  if (!detail::has_kernel(x)) return x * detail::keep_factors(x, mask);
+  if (!detail::has_kernel(x)) return detail::times_mask(x, mask);
   return detail::DropoutFunction::apply(x, mask);
 }
 

@@ -11,6 +11,7 @@
 #include <ostream>
 
 #include "droppeft/core/check.hpp"
+#include "droppeft/core/masked.hpp"
 #include "droppeft/core/module.hpp"
 #include "droppeft/kernels/keep_mask.hpp"
 #include "droppeft/peft/lora_linear.hpp"

@@ -15,8 +15,8 @@
 
 #include "droppeft/core/check.hpp"
 #include "droppeft/core/kernel_tensors.hpp"
+#include "droppeft/core/masked.hpp"
 #include "droppeft/core/parallel.hpp"
-#include "droppeft/kernels/cpu/dropout.hpp"
 #include "droppeft/kernels/cpu/skinny.hpp"
 #include "droppeft/kernels/keep_mask.hpp"
 
@@ -39,16 +39,6 @@ struct Segment {
   double scaling;
   KeepMask mask;
 };
-
-/// x * mask, made of ATen's operations.
-inline at::Tensor times_mask(const at::Tensor& x, const KeepMask& mask) {
-  if (mask.keeps_all()) return x;
-  const at::Tensor factors = at::ones(x.sizes(), at::kFloat);
-  auto* const at = factors.mutable_data_ptr<float>();
-  const std::int64_t width = std::max<std::int64_t>(1, row_width(x));
-  cpu::dropout(at, at, width, mask, 0, x.numel() / width * KeepMask::blocks(width));
-  return x * factors.to(x.options());
-}
 
 /// lora_linear_grouped of ATen's operations, for what the kernels do not do. AB: A0, B0, A1, ...
 inline at::Tensor composed_lora_linear(const at::Tensor& x, const at::Tensor& weight,

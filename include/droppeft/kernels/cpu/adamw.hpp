@@ -13,6 +13,25 @@ struct AdamWSettings {
   double lr = 1e-3, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 1e-2;
 };
 
+/// What a step multiplies with, computed in double and rounded once; see adamw().
+struct AdamWFactors {
+  AdamWFactors(const AdamWSettings& settings, std::int64_t step)
+      : decay(static_cast<float>(1 - settings.lr * settings.weight_decay)),
+        keep1(static_cast<float>(settings.beta1)),
+        add1(static_cast<float>(1 - settings.beta1)),
+        keep2(static_cast<float>(settings.beta2)),
+        add2(static_cast<float>(1 - settings.beta2)) {
+    const auto t = static_cast<double>(step);
+    const double correction1 = 1 - std::pow(settings.beta1, t);
+    // sqrt(v / c) + eps = (sqrt(v) + eps sqrt(c)) / sqrt(c): one division a number.
+    const double correction2 = std::sqrt(1 - std::pow(settings.beta2, t));
+    rate = static_cast<float>(settings.lr * correction2 / correction1);
+    eps = static_cast<float>(settings.eps * correction2);
+  }
+
+  float decay, keep1, add1, keep2, add2, rate, eps;
+};
+
 namespace detail {
 
 /// root = sqrt(x), number by number, correctly rounded.
@@ -44,11 +63,6 @@ template <class P>
     std::memcpy(&root, halves, sizeof x);
   }
 }
-
-/// What adamw() multiplies with, in float; see there.
-struct AdamWFactors {
-  float decay, keep1, add1, keep2, add2, rate, eps;
-};
 
 /// Packs of N numbers as long as they fit before `end`; returns where it stopped.
 template <int N>
@@ -91,22 +105,11 @@ template <int N>
 ///     p = (1 - lr weight_decay) p - lr / (1 - beta1^t) m / (sqrt(v / (1 - beta2^t)) + eps)
 ///
 /// p, g, m, v: param, grad, exp_avg, exp_avg_sq, which do not overlap. t = step >= 1: how many
-/// steps the tensor has taken with this one. Factors are computed in double and rounded once.
-/// Serial.
+/// steps the tensor has taken with this one. Serial.
 inline void adamw(float* param, const float* grad, float* exp_avg, float* exp_avg_sq,
                   const AdamWSettings& settings, std::int64_t step, std::int64_t first,
                   std::int64_t end, Isa isa = best_isa()) {
-  const auto t = static_cast<double>(step);
-  const double correction1 = 1 - std::pow(settings.beta1, t);
-  // sqrt(v / c) + eps = (sqrt(v) + eps sqrt(c)) / sqrt(c): one division a number.
-  const double correction2 = std::sqrt(1 - std::pow(settings.beta2, t));
-  const detail::AdamWFactors factors{static_cast<float>(1 - settings.lr * settings.weight_decay),
-                                     static_cast<float>(settings.beta1),
-                                     static_cast<float>(1 - settings.beta1),
-                                     static_cast<float>(settings.beta2),
-                                     static_cast<float>(1 - settings.beta2),
-                                     static_cast<float>(settings.lr * correction2 / correction1),
-                                     static_cast<float>(settings.eps * correction2)};
+  const AdamWFactors factors(settings, step);
   dispatch(isa, [=]<int W>() DROPPEFT_INLINE {
     const std::int64_t left =
         detail::adamw<W>(param, grad, exp_avg, exp_avg_sq, factors, first, end);

@@ -1,10 +1,10 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 
 #include "droppeft/core/check.hpp"
+#include "droppeft/kernels/cpu/adamw.hpp"
 #include "droppeft/kernels/cuda/lanes.cuh"
 #include "droppeft/kernels/cuda/slots.hpp"
 
@@ -99,25 +99,20 @@ inline cudaError_t adamw(const AdamWTensor* tensors, std::int64_t count,
           " must have a count of at least 0 and a step of at least 1, got ", tensors[i].count,
           " and ", tensors[i].step);
   detail::AdamWTable table{};
-  table.decay = static_cast<float>(1 - settings.lr * settings.weight_decay);
-  table.keep1 = static_cast<float>(settings.beta1);
-  table.add1 = static_cast<float>(1 - settings.beta1);
-  table.keep2 = static_cast<float>(settings.beta2);
-  table.add2 = static_cast<float>(1 - settings.beta2);
   for (std::int64_t first = 0; first < count; first += detail::AdamWTable::most) {
     table.tensors =
         static_cast<int>(std::min<std::int64_t>(count - first, detail::AdamWTable::most));
     std::int64_t groups = 0;
     for (int i = 0; i < table.tensors; ++i) {
       const AdamWTensor& tensor = tensors[first + i];
-      const auto t = static_cast<double>(tensor.step);
-      const double correction = std::sqrt(1 - std::pow(settings.beta2, t));
+      const cpu::AdamWFactors factors(settings, tensor.step);
+      table.decay = factors.decay;  // this and the next four are the same for all
+      table.keep1 = factors.keep1, table.add1 = factors.add1;
+      table.keep2 = factors.keep2, table.add2 = factors.add2;
       table.param[i] = tensor.param, table.grad[i] = tensor.grad;
       table.exp_avg[i] = tensor.exp_avg, table.exp_avg_sq[i] = tensor.exp_avg_sq;
       table.count[i] = tensor.count;
-      table.rate[i] =
-          static_cast<float>(settings.lr * correction / (1 - std::pow(settings.beta1, t)));
-      table.eps[i] = static_cast<float>(settings.eps * correction);
+      table.rate[i] = factors.rate, table.eps[i] = factors.eps;
       table.first_group[i] = static_cast<unsigned>(groups);
       groups += (tensor.count + detail::AdamWTable::group_numbers - 1) /
                 detail::AdamWTable::group_numbers;
