@@ -64,15 +64,17 @@ void add_rows(Report& report, const EncoderShape& shape, at::ScalarType dtype, d
     return Buffers{random().requires_grad_(), random()};
   });
   // Two products of the width's square, six skinny ones.
-  const double low_rank = 12 * numbers * rank,
-               base = 4 * numbers * static_cast<double>(shape.width);
+  const auto width = static_cast<double>(shape.width);
+  const double low_rank = 12 * numbers * rank, base = 4 * numbers * width;
+  // The weight twice; x and y forward, x and both gradients backward.
+  const double least_bytes = size * (2 * width * width + 5 * numbers);
   const Case work{.kernel = "lora_linear",
                   .shape = shape.name + std::string(rate > 0 ? "" : ", p 0"),
                   .dtype = dtype == at::kFloat ? "fp32" : "bf16",
                   .flops = low_rank,
                   .upon = {"frozen linear"},
                   .repetitions = 31,
-                  .more = {{"total_flops", base + low_rank}}};
+                  .more = {{"total_flops", base + low_rank}, {"total_bytes", least_bytes}}};
   const auto add = [&](const std::string& who, auto forward) {
     report.add(
         work, who,
