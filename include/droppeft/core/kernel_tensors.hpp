@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 #include <ATen/core/ivalue.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
@@ -10,15 +12,33 @@
 
 #include "droppeft/core/parallel.hpp"
 #include "droppeft/kernels/cpu/simd.hpp"
+#include "droppeft/kernels/cuda/slots.hpp"
 
-/// What stands between tensors and the kernels of kernels/cpu: for those who write a front.
+/// What stands between tensors and the kernels: for those who write a front.
 namespace droppeft::detail {
 
-/// Do the CPU kernels work on x's numbers (float, BFloat16) where they lie?
+/// Has this program kernels for tensors on x's device: the CPU or, with droppeft::cuda, a GPU?
+inline bool on_kernel_device(const at::Tensor& x) {
+  return x.is_cpu() || (x.is_cuda() && cuda::slots.sum_of_rows != nullptr);
+}
+
+/// Do they work on x's numbers (float, BFloat16) where they lie?
 inline bool has_kernel(const at::Tensor& x) {
-  return x.is_cpu() && x.layout() == at::kStrided && !x.is_neg() &&
+  return on_kernel_device(x) && x.layout() == at::kStrided && !x.is_neg() &&
          (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16);
 }
+
+/// Makes x's GPU the current one while it lives; `stream` is its current stream, for cuda::slots.
+struct OnGpu {
+  explicit OnGpu(const at::Tensor& x)
+      : guard(x.device()),
+        stream(c10::impl::getDeviceGuardImpl(x.device().type())
+                   ->getStream(x.device())
+                   .native_handle()) {}
+
+  c10::DeviceGuard guard;
+  void* stream;
+};
 
 /// function.operator()<T>() with T what the kernels call x's numbers; has_kernel(x) must hold.
 template <class Function>

@@ -15,9 +15,15 @@ namespace droppeft::detail {
 inline at::Tensor masked(const at::Tensor& x, const KeepMask& mask) {
   const at::Tensor in = x.contiguous(), out = at::empty_like(in);
   if (in.numel() == 0) return out;
-  const std::int64_t width = row_width(in);
-  const std::int64_t blocks = in.numel() / width * KeepMask::blocks(width);
+  const std::int64_t width = row_width(in), rows = in.numel() / width;
+  const std::int64_t blocks = rows * KeepMask::blocks(width);
   with_kernel_type(in, [&]<class T>() {
+    if (in.is_cuda()) {
+      const OnGpu gpu(in);
+      cuda::slots.of<T>().dropout(kernel_data<T>(out), kernel_data<const T>(in), rows, width, mask,
+                                  gpu.stream);
+      return;
+    }
     for_rows(blocks, KeepMask::block_size, [&](std::int64_t first, std::int64_t end) {
       cpu::dropout(kernel_data<T>(out), kernel_data<const T>(in), width, mask, first, end);
     });
@@ -28,7 +34,9 @@ inline at::Tensor masked(const at::Tensor& x, const KeepMask& mask) {
 /// x * mask made of ATen's operations, with the same numbers dropped: any dtype and device.
 inline at::Tensor times_mask(const at::Tensor& x, const KeepMask& mask) {
   if (mask.keeps_all()) return x;
-  return x * masked(at::ones(x.sizes(), at::kFloat), mask).to(x.options());
+  const at::Device device = on_kernel_device(x) ? x.device() : at::kCPU;
+  const at::Tensor ones = at::ones(x.sizes(), x.options().dtype(at::kFloat).device(device));
+  return x * masked(ones, mask).to(x.options());
 }
 
 }  // namespace droppeft::detail

@@ -38,10 +38,23 @@ inline void check_some(const char* function, const at::Tensor& x, const at::Tens
         ": x must not be a leaf that requires a gradient, for it is changed: pass a copy");
 }
 
-/// Do its rows lie one after the other, as bytes that can be copied?
+/// Do its rows lie one after the other, as bytes that can be copied (on a GPU: as numbers that its
+/// kernels work on)?
 inline bool has_rows(const at::Tensor& x) {
-  return x.is_cpu() && x.layout() == at::kStrided && x.is_contiguous() && !x.is_neg() &&
-         !x.is_conj() && !x._is_zerotensor();
+  return (x.is_cpu() || (x.is_cuda() && has_kernel(x))) && x.layout() == at::kStrided &&
+         x.is_contiguous() && !x.is_neg() && !x.is_conj() && !x._is_zerotensor();
+}
+
+/// If x is on a GPU, function.operator()<T>(its kernels, width of a row, stream).
+template <class Function>
+bool for_gpu_rows(const at::Tensor& x, const Function& function) {
+  if (!x.is_cuda()) return false;
+  if (x.numel() == 0) return true;
+  const OnGpu gpu(x);
+  with_kernel_type(x, [&]<class T>() {
+    function.template operator()<T>(cuda::slots.of<T>(), x.numel() / x.size(0), gpu.stream);
+  });
+  return true;
 }
 
 inline at::Tensor empty_rows(const at::Tensor& x, std::int64_t count) {
@@ -63,6 +76,11 @@ void for_positions(const at::Tensor& x, std::int64_t size, const Function& funct
 inline at::Tensor gathered(const at::Tensor& x, const at::Tensor& rows) {
   if (!has_rows(x)) return at::index_select(x, 0, rows);
   const at::Tensor y = empty_rows(x, rows.size(0)), at = rows.contiguous();
+  if (for_gpu_rows(y, [&]<class T>(const auto& kernels, std::int64_t width, void* stream) {
+        kernels.gather_rows(kernel_data<T>(y), kernel_data<const T>(x),
+                            kernel_data<const std::int64_t>(at), at.size(0), width, stream);
+      }))
+    return y;
   for_positions(y, 1, [&](std::int64_t width, std::int64_t first, std::int64_t end) {
     cpu::gather_rows(kernel_data<char>(y), kernel_data<const char>(x),
                      kernel_data<const std::int64_t>(at), width, first, end);
@@ -74,6 +92,11 @@ inline at::Tensor gathered(const at::Tensor& x, const at::Tensor& rows) {
 inline at::Tensor merged(const at::Tensor& x, const at::Tensor& rows, const at::Tensor& y,
                          std::int64_t count) {
   const at::Tensor out = empty_rows(x.defined() ? x : y, count), at = rows.contiguous();
+  if (for_gpu_rows(out, [&]<class T>(const auto& kernels, std::int64_t width, void* stream) {
+        kernels.merge_rows(kernel_data<T>(out), kernel_data<const T>(x), kernel_data<const T>(y),
+                           kernel_data<const std::int64_t>(at), at.size(0), count, width, stream);
+      }))
+    return out;
   for_positions(out, 1, [&](std::int64_t width, std::int64_t first, std::int64_t end) {
     cpu::merge_rows(kernel_data<char>(out), kernel_data<const char>(x), kernel_data<const char>(y),
                     kernel_data<const std::int64_t>(at), at.size(0), width, first, end);
@@ -101,6 +124,11 @@ inline void write_rows(const at::Tensor& x, const at::Tensor& rows, const at::Te
     x.index_copy_(0, rows, y);
     return;
   }
+  if (for_gpu_rows(y, [&]<class T>(const auto& kernels, std::int64_t width, void* stream) {
+        kernels.put_rows(kernel_data<T>(x), kernel_data<const T>(y),
+                         kernel_data<const std::int64_t>(at), at.size(0), width, stream);
+      }))
+    return;
   for_positions(y, 1, [&](std::int64_t width, std::int64_t first, std::int64_t end) {
     cpu::put_rows(kernel_data<char>(x), kernel_data<const char>(y),
                   kernel_data<const std::int64_t>(at), width, first, end);
@@ -114,6 +142,12 @@ inline void add_rows(const at::Tensor& x, const at::Tensor& rows, const at::Tens
     x.index_add_(0, rows, y, scale);
     return;
   }
+  if (for_gpu_rows(y, [&]<class T>(const auto& kernels, std::int64_t width, void* stream) {
+        kernels.scatter_add_rows(kernel_data<T>(x), kernel_data<const T>(y),
+                                 kernel_data<const std::int64_t>(at), static_cast<float>(scale),
+                                 at.size(0), width, stream);
+      }))
+    return;
   with_kernel_type(x, [&]<class T>() {
     for_positions(y, sizeof(T), [&](std::int64_t width, std::int64_t first, std::int64_t end) {
       cpu::scatter_add_rows(kernel_data<T>(x), kernel_data<const T>(y),
@@ -212,7 +246,8 @@ struct PutRows : torch::autograd::Function<PutRows> {
 // at::index_add. All have gradients of any order, for which they keep `rows` and nothing else.
 //
 // On the CPU they are one pass over memory that lies in a row, of any dtype (adding: float and
-// bfloat16); everything else is LibTorch's own indexing.
+// bfloat16), and with droppeft::cuda on a GPU (float and bfloat16); everything else is LibTorch's
+// own indexing.
 //
 // They throw std::invalid_argument for rows of another dtype or shape, out of range or out of order
 // (on a GPU nobody looks), and tensors that do not match.

@@ -91,8 +91,18 @@ struct DropoutAddNormFunction : torch::autograd::Function<DropoutAddNormFunction
     const at::Tensor y = at::empty_like(residual), sum = at::empty_like(residual);
     const std::int64_t width = row_width(residual);
     const std::int64_t rows = width == 0 ? 0 : residual.numel() / width;
-    const at::Tensor mean = at::empty({rows}, at::kFloat), rstd = at::empty({rows}, at::kFloat);
+    const auto floats = residual.options().dtype(at::kFloat);
+    const at::Tensor mean = at::empty({rows}, floats), rstd = at::empty({rows}, floats);
     with_kernel_type(residual, [&]<class T>() {
+      if (residual.is_cuda()) {
+        const OnGpu gpu(residual);
+        cuda::slots.of<T>().dropout_add_norm(
+            call.kernel<T>(residual, weight), kernel_data<const T>(branch),
+            kernel_data<const T>(residual), kernel_data<const T>(bias), kernel_data<T>(y),
+            kernel_data<T>(sum), kernel_data<float>(mean), kernel_data<float>(rstd), rows,
+            gpu.stream);
+        return;
+      }
       for_rows(rows, width, [&](std::int64_t first, std::int64_t end) {
         cpu::dropout_add_norm(call.kernel<T>(residual, weight), kernel_data<const T>(branch),
                               kernel_data<const T>(residual), kernel_data<const T>(bias),
@@ -124,8 +134,8 @@ struct DropoutAddNormFunction : torch::autograd::Function<DropoutAddNormFunction
                                : same                        ? dresidual
                                                              : at::empty(its.second, sum.options());
     const std::int64_t width = row_width(sum), rows = mean.numel();
-    // Sums of weight and bias over pieces that do not depend on the threads.
-    constexpr std::int64_t most_pieces = 64;
+    // Sums of weight and bias over pieces that depend neither on the threads nor on the GPU.
+    const std::int64_t most_pieces = sum.is_cuda() ? 256 : 64;
     // Inputs that are no tensors have no number.
     const std::size_t bias_number = weight.defined() ? 3 : 2;
     const bool of_weight = weight.defined() && context->needs_input_grad(2);
@@ -133,13 +143,23 @@ struct DropoutAddNormFunction : torch::autograd::Function<DropoutAddNormFunction
     const std::int64_t piece = std::max<std::int64_t>(16, (rows + most_pieces - 1) / most_pieces);
     const std::int64_t pieces = (rows + piece - 1) / piece;
     const auto sums = [&](bool wanted) {
-      return wanted ? at::zeros({pieces, width}, at::kFloat) : at::Tensor();
+      return wanted ? at::zeros({pieces, width}, mean.options()) : at::Tensor();
     };
     const at::Tensor dweights = sums(of_weight), dbiases = sums(of_bias);
     const auto of_piece = [&](const at::Tensor& all, std::int64_t i) {
       return all.defined() ? all.mutable_data_ptr<float>() + i * width : nullptr;
     };
     with_kernel_type(sum, [&]<class T>() {
+      if (sum.is_cuda()) {
+        const OnGpu gpu(sum);
+        cuda::slots.of<T>().dropout_add_norm_backward(
+            call.kernel<T>(sum, weight), kernel_data<const T>(dy), kernel_data<const T>(dsum),
+            kernel_data<const T>(sum), kernel_data<const float>(mean),
+            kernel_data<const float>(rstd), kernel_data<T>(dbranch), kernel_data<T>(dresidual),
+            kernel_data<float>(dweights), kernel_data<float>(dbiases),
+            std::max<std::int64_t>(pieces, 1), rows, gpu.stream);
+        return;
+      }
       for_rows(pieces, piece * width, [&](std::int64_t first, std::int64_t end) {
         for (std::int64_t i = first; i < end; ++i)
           cpu::dropout_add_norm_backward(
@@ -152,8 +172,14 @@ struct DropoutAddNormFunction : torch::autograd::Function<DropoutAddNormFunction
     });
     const auto total = [&](const at::Tensor& all) {
       if (!all.defined()) return all;
-      at::Tensor result = at::zeros({width}, at::kFloat);
-      for (std::int64_t i = 0; i < pieces; ++i) result.add_(all[i]);
+      at::Tensor result = at::zeros({width}, all.options());
+      if (all.is_cuda()) {
+        const OnGpu gpu(all);
+        cuda::slots.sum_of_rows(kernel_data<float>(result), kernel_data<const float>(all), pieces,
+                                width, gpu.stream);
+      } else {
+        for (std::int64_t i = 0; i < pieces; ++i) result.add_(all[i]);
+      }
       return result.to(sum.scalar_type());
     };
     return {dbranch, dresidual, total(dweights), total(dbiases), at::Tensor()};
@@ -191,10 +217,10 @@ inline NormedSum composed_add_norm(const at::Tensor& branch, const at::Tensor& r
 /// residual's rows (all dimensions but the last, flattened). weight, bias: [d] or undefined (ones,
 /// zeros). Post-norm layers use y alone; pre-norm ones hand `sum` on as the next residual.
 ///
-/// Keeps sum and 8 bytes a row for backward, nothing for the mask. fp32 and bf16 on the CPU when
-/// all are of one dtype; what else LibTorch adds and norms is composed of its operations, with the
-/// same numbers dropped. The results do not depend on the threads. One pass cannot be
-/// differentiated twice: that is refused.
+/// Keeps sum and 8 bytes a row for backward, nothing for the mask. fp32 and bf16 on the CPU and,
+/// with droppeft::cuda and d <= 8192, on a GPU when all are of one dtype; what else LibTorch adds
+/// and norms is composed of its operations, with the same numbers dropped. The results do not
+/// depend on the threads. One pass cannot be differentiated twice: that is refused.
 ///
 /// Throws std::invalid_argument for shapes that do not fit, rows that are out of range or twice
 /// there, an epsilon or scale that is negative or not finite.
@@ -221,16 +247,18 @@ inline NormedSum dropout_add_norm(const at::Tensor& branch, const at::Tensor& re
               branch.size(0) == settings.rows.size(0) && branch.size(1) == width,
           "dropout_add_norm: with rows of shape [m] the branch must be [m, ", width, "], got ",
           settings.rows.sizes(), " and ", branch.sizes());
-    call.branch_row = detail::branch_rows(settings.rows, count);
+    call.branch_row = detail::branch_rows(settings.rows, count).to(residual.device());
   } else {
     check(branch.sizes() == residual.sizes(),
           "dropout_add_norm: branch and residual must have one shape, got ", branch.sizes(),
           " and ", residual.sizes());
   }
   const auto fits = [&](const at::Tensor& x) {
-    return !x.defined() || (detail::has_kernel(x) && x.scalar_type() == residual.scalar_type());
+    return !x.defined() || (detail::has_kernel(x) && x.device() == residual.device() &&
+                            x.scalar_type() == residual.scalar_type());
   };
-  if (!fits(residual) || !fits(branch) || !fits(weight) || !fits(bias))
+  const bool too_wide = residual.is_cuda() && width > cuda::widest_normed_row;
+  if (too_wide || !fits(residual) || !fits(branch) || !fits(weight) || !fits(bias))
     return detail::composed_add_norm(branch, residual, weight, bias, settings);
   const auto given = [](const at::Tensor& x) {
     return x.defined() ? std::optional(x.contiguous()) : std::nullopt;

@@ -28,6 +28,9 @@ struct KeepMask {
   std::uint64_t key = 0, name = 0;
   std::uint32_t threshold = 0;  // of 65536; 0: keeps everything
   float scale = 1;
+  /// Null, or what lies in the memory of a GPU and is added to `name` whenever a kernel runs there:
+  /// so a graph of kernels that counts its runs there gets fresh masks in each (see StepGraphs).
+  const std::uint64_t* runs = nullptr;
 
   KeepMask() = default;
   /// rate in [0, 1), at most 65535 / 65536 in effect. Throws std::invalid_argument otherwise.
@@ -42,8 +45,13 @@ struct KeepMask {
   static KeepMask next(Stream& stream, double rate) {
     if (rate == 0) return {};
     const std::uint64_t low = stream(), high = stream();
-    return {stream.fold(high << 32 | low), rate};
+    KeepMask mask(stream.fold(high << 32 | low), rate);
+    mask.runs = counted_runs;
+    return mask;
   }
+
+  /// `runs` of the masks that next() makes on this thread.
+  static inline thread_local const std::uint64_t* counted_runs = nullptr;
 
   DROPPEFT_HOST_DEVICE bool keeps_all() const { return threshold == 0; }
 

@@ -15,8 +15,10 @@
 #include <vector>
 
 #include "droppeft/core/check.hpp"
+#include "droppeft/core/kernel_tensors.hpp"
 #include "droppeft/core/parallel.hpp"
 #include "droppeft/kernels/cpu/adamw.hpp"
+#include "droppeft/kernels/cuda/slots.hpp"
 
 namespace droppeft {
 
@@ -33,9 +35,9 @@ namespace droppeft {
 /// A parameter whose gradient is undefined, as those of dropped layers are, is left as it is: no
 /// decay, no moments, no count t. So zero gradients with zero_grad(), not with zero_grad(false).
 ///
-/// The one pass is for contiguous float parameters on the CPU without amsgrad. LibTorch's own
-/// arithmetic steps all others, and all of them when parameters share memory; so nothing is gained
-/// for doubles or on a GPU.
+/// The one pass is for contiguous float parameters without amsgrad, on the CPU or, with
+/// droppeft::cuda, on a GPU (a launch for each 256 of them). LibTorch's own arithmetic steps all
+/// others, and all of them when parameters share memory; so nothing is gained for doubles.
 ///
 /// The constructor throws std::invalid_argument for negative (or NaN) lr, eps or weight_decay,
 /// betas outside [0, 1), or a group whose options are not torch::optim::AdamWOptions. step() throws
@@ -76,7 +78,11 @@ class AdamW : public torch::optim::AdamW {
       torch::optim::AdamW::step();
     } else {
       step_others(others);
-      step_all(stretches);
+      const auto on_gpu =
+          std::stable_partition(stretches.begin(), stretches.end(),
+                                [](const Stretch& one) { return one.parameter->is_cpu(); });
+      step_on_gpus(prepared({on_gpu, stretches.end()}));
+      step_on_cpu(prepared({stretches.begin(), on_gpu}));
     }
     return loss;
   }
@@ -119,21 +125,22 @@ class AdamW : public torch::optim::AdamW {
     return *options;
   }
 
-  /// Floats in a row, of that shape.
-  static bool is_plain(const at::Tensor& tensor, at::IntArrayRef sizes) {
-    return tensor.defined() && tensor.layout() == at::kStrided && tensor.is_cpu() &&
-           tensor.scalar_type() == at::kFloat && tensor.sizes() == sizes &&
-           tensor.is_contiguous() && !tensor.is_neg() && !tensor._is_zerotensor();
+  /// Floats in a row, where and of the shape that `parameter` is.
+  static bool is_plain(const at::Tensor& tensor, const at::Tensor& parameter) {
+    return tensor.defined() && detail::has_kernel(tensor) &&
+           tensor.device() == parameter.device() && tensor.scalar_type() == at::kFloat &&
+           tensor.sizes() == parameter.sizes() && tensor.is_contiguous() &&
+           !tensor._is_zerotensor();
   }
 
   bool fits(const at::Tensor& parameter, const Options& options) const {
-    const at::IntArrayRef sizes = parameter.sizes();
-    if (options.amsgrad() || !is_plain(parameter, sizes) || !is_plain(parameter.grad(), sizes))
+    if (options.amsgrad() || !is_plain(parameter, parameter) ||
+        !is_plain(parameter.grad(), parameter))
       return false;
     const auto found = state_.find(parameter.unsafeGetTensorImpl());
     if (found == state_.end()) return true;
     const auto& state = static_cast<const State&>(*found->second);
-    return is_plain(state.exp_avg(), sizes) && is_plain(state.exp_avg_sq(), sizes);
+    return is_plain(state.exp_avg(), parameter) && is_plain(state.exp_avg_sq(), parameter);
   }
 
   /// Whether two of them do, as when a parameter was given twice. Leaves them sorted by address.
@@ -156,7 +163,8 @@ class AdamW : public torch::optim::AdamW {
     torch::optim::AdamW::step();
   }
 
-  void step_all(std::vector<Stretch>& stretches) {
+  /// With their states, one step further, and their blocks.
+  std::vector<Stretch> prepared(std::vector<Stretch> stretches) {
     std::int64_t blocks = 0;
     for (Stretch& one : stretches) {
       auto& slot = state_[one.parameter->unsafeGetTensorImpl()];
@@ -176,20 +184,47 @@ class AdamW : public torch::optim::AdamW {
       one.end_block = blocks += (one.count + block_size - 1) / block_size;
       one.parameter->unsafeGetTensorImpl()->bump_version();
     }
+    return stretches;
+  }
+
+  static cpu::AdamWSettings settings_of(const Options& options) {
+    const auto [beta1, beta2] = options.betas();
+    return {.lr = options.lr(),
+            .beta1 = beta1,
+            .beta2 = beta2,
+            .eps = options.eps(),
+            .weight_decay = options.weight_decay()};
+  }
+
+  /// A launch for all of one group on one GPU.
+  static void step_on_gpus(std::vector<Stretch> stretches) {
+    const auto key = [](const Stretch& one) {
+      return std::pair(one.parameter->device().index(), one.options);
+    };
+    std::ranges::stable_sort(stretches, {}, key);
+    for (auto first = stretches.begin(); first != stretches.end();) {
+      const auto end = std::find_if(first, stretches.end(),
+                                    [&](const Stretch& one) { return key(one) != key(*first); });
+      std::vector<cuda::AdamWTensor> tensors;
+      for (auto one = first; one != end; ++one)
+        tensors.push_back(
+            {one->values, one->exp_avg, one->exp_avg_sq, one->grad, one->count, one->step});
+      const detail::OnGpu gpu(*first->parameter);
+      cuda::slots.adamw(tensors.data(), end - first, settings_of(*first->options), gpu.stream);
+      first = end;
+    }
+  }
+
+  static void step_on_cpu(const std::vector<Stretch>& stretches) {
+    const std::int64_t blocks = stretches.empty() ? 0 : stretches.back().end_block;
     at::parallel_for(0, blocks, 32, [&](std::int64_t block, std::int64_t end) {
       auto one = std::upper_bound(
           stretches.begin(), stretches.end(), block,
           [](std::int64_t given, const Stretch& stretch) { return given < stretch.end_block; });
       for (; block < end; ++one) {
         const std::int64_t stop = std::min(end, one->end_block);
-        const auto [beta1, beta2] = one->options->betas();
         cpu::adamw(one->values, one->grad, one->exp_avg, one->exp_avg_sq,
-                   {.lr = one->options->lr(),
-                    .beta1 = beta1,
-                    .beta2 = beta2,
-                    .eps = one->options->eps(),
-                    .weight_decay = one->options->weight_decay()},
-                   one->step, (block - one->first_block) * block_size,
+                   settings_of(*one->options), one->step, (block - one->first_block) * block_size,
                    std::min((stop - one->first_block) * block_size, one->count));
         block = stop;
       }

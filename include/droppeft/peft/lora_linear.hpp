@@ -16,9 +16,9 @@
 #include "droppeft/core/check.hpp"
 #include "droppeft/core/kernel_tensors.hpp"
 #include "droppeft/core/masked.hpp"
-#include "droppeft/core/parallel.hpp"
 #include "droppeft/kernels/cpu/skinny.hpp"
 #include "droppeft/kernels/keep_mask.hpp"
+#include "droppeft/peft/lora_kernels.hpp"
 
 namespace droppeft {
 
@@ -32,13 +32,6 @@ struct LowRank {
 };
 
 namespace detail {
-
-/// The rows of a call that one adapter is used for.
-struct Segment {
-  std::int64_t first, end;
-  double scaling;
-  KeepMask mask;
-};
 
 /// lora_linear_grouped of ATen's operations, for what the kernels do not do. AB: A0, B0, A1, ...
 inline at::Tensor composed_lora_linear(const at::Tensor& x, const at::Tensor& weight,
@@ -58,47 +51,6 @@ inline at::Tensor composed_lora_linear(const at::Tensor& x, const at::Tensor& we
       part.add_((at::linear(inner, B) * scaling).to(y.scalar_type()));
   }
   return y;
-}
-
-/// The rows of a call in pieces that do not depend on the number of threads: each is worked on by
-/// one.
-struct Pieces {
-  explicit Pieces(std::span<const Segment> segments) {
-    for (std::size_t i = 0; i < segments.size(); ++i) {
-      const std::int64_t rows = segments[i].end - segments[i].first;
-      const std::int64_t size = std::max<std::int64_t>(128, (rows + 1023) / 1024 * 16);
-      for (std::int64_t row = 0; row < rows; row += size)
-        all.push_back({i, row / size, row, std::min(rows, row + size)});
-    }
-  }
-
-  /// Rows row to end - 1, and `number`, are counted within the segment.
-  struct Piece {
-    std::size_t segment;
-    std::int64_t number, row, end;
-  };
-
-  std::int64_t of_segment(std::size_t segment) const {
-    return std::ranges::count(all, segment, &Piece::segment);
-  }
-
-  template <class Function>
-  void for_each(const Function& function) const {
-    at::parallel_for(0, static_cast<std::int64_t>(all.size()), 1,
-                     [&](std::int64_t first, std::int64_t end) {
-                       for (; first < end; ++first) function(all[static_cast<std::size_t>(first)]);
-                     });
-  }
-
-  std::vector<Piece> all;
-};
-
-/// scaling matrix^T.
-inline at::Tensor scaled_transpose(const at::Tensor& matrix, double scaling) {
-  const at::Tensor made = at::empty({matrix.size(1), matrix.size(0)}, at::kFloat);
-  cpu::transpose(made.mutable_data_ptr<float>(), matrix.const_data_ptr<float>(), matrix.size(0),
-                 matrix.size(1), static_cast<float>(scaling));
-  return made;
 }
 
 struct LoraLinearFunction : torch::autograd::Function<LoraLinearFunction> {
@@ -126,27 +78,13 @@ struct LoraLinearFunction : torch::autograd::Function<LoraLinearFunction> {
                             const std::optional<at::Tensor>& bias, at::TensorList AB,
                             const Segments& segments, Tensors& z) {
     const at::Tensor y = at::linear(x.to(weight.scalar_type()), weight, bias);
-    Tensors b;
+    std::vector<AdapterCall> calls;
     for (std::size_t i = 0; i < segments.size(); ++i) {
-      z.push_back(at::empty({segments[i].end - segments[i].first, AB[2 * i].size(0)}, at::kFloat));
-      b.push_back(scaled_transpose(AB[2 * i + 1], segments[i].scaling));
+      const at::Tensor& A = AB[2 * i];
+      z.push_back(at::empty({segments[i].rows(), A.size(0)}, A.options()));
+      calls.push_back({segments[i], A, scaled_transpose(AB[2 * i + 1], segments[i].scaling), z[i]});
     }
-    const std::int64_t in = weight.size(1), out = weight.size(0);
-    Pieces(segments).for_each([&](const Pieces::Piece& piece) {
-      const std::size_t i = piece.segment;
-      const Segment& segment = segments[i];
-      const std::int64_t rank = z[i].size(1);
-      auto* const inner = z[i].mutable_data_ptr<float>();
-      with_kernel_type(x, [&]<class T>() {
-        cpu::to_low_rank(inner, kernel_data<const T>(x) + segment.first * in,
-                         kernel_data<float>(AB[2 * i]), in, rank, segment.mask, piece.row,
-                         piece.end);
-      });
-      with_kernel_type(y, [&]<class T>() {
-        cpu::add_from_low_rank(kernel_data<T>(y) + segment.first * out, inner,
-                               kernel_data<float>(b[i]), out, rank, piece.row, piece.end);
-      });
-    });
+    add_adapters(y, x, calls);
     return y;
   }
 
@@ -181,58 +119,26 @@ struct LoraLinearFunction : torch::autograd::Function<LoraLinearFunction> {
     if (needed[0]) found[0] = at::mm(gy, weight).to(x.scalar_type());
     if (needed[1]) found[1] = at::mm(gy.t(), x.to(gy.scalar_type()));
 
-    const std::int64_t in = weight.size(1), out = weight.size(0);
-    const Pieces pieces(segments);
-    Tensors b, gz, ga, gb;  // ga, gb: of each piece
+    std::vector<AdapterCall> calls;
     for (std::size_t i = 0; i < segments.size(); ++i) {
-      const std::int64_t rank = z[i].size(1), parts = pieces.of_segment(i);
+      AdapterCall call{segments[i], AB[2 * i], scaled_transpose(AB[2 * i + 1], segments[i].scaling),
+                       z[i]};
       const auto sums = [&](bool wanted, std::int64_t width) {
-        return wanted ? at::empty({parts, rank, width}, at::kFloat) : at::Tensor();
+        return wanted ? at::empty({call.parts(), call.rank(), width}, z[i].options())
+                      : at::Tensor();
       };
-      b.push_back(scaled_transpose(AB[2 * i + 1], segments[i].scaling));
-      gz.push_back(needed[0] || needed[2 + 2 * i] ? at::empty_like(z[i]) : at::Tensor());
-      ga.push_back(sums(needed[2 + 2 * i], in));
-      gb.push_back(sums(needed[3 + 2 * i], out));
+      if (needed[0] || needed[2 + 2 * i]) call.gz = at::empty_like(z[i]);
+      call.ga = sums(needed[2 + 2 * i], call.in());
+      call.gb = sums(needed[3 + 2 * i], call.out());
+      calls.push_back(std::move(call));
     }
-    pieces.for_each([&](const Pieces::Piece& piece) {
-      const std::size_t i = piece.segment;
-      const Segment& segment = segments[i];
-      const std::int64_t rank = z[i].size(1);
-      const auto part = [&](const at::Tensor& sums) -> float* {
-        if (!sums.defined()) return nullptr;
-        const std::int64_t size = sums.stride(0);
-        auto* const start = sums.mutable_data_ptr<float>() + piece.number * size;
-        std::fill_n(start, size, 0.0F);
-        return start;
-      };
-      auto* const inner = kernel_data<float>(gz[i]);
-      with_kernel_type(gy, [&]<class T>() {
-        cpu::add_from_low_rank_backward(
-            inner, part(gb[i]), kernel_data<const T>(gy) + segment.first * out,
-            kernel_data<float>(z[i]), kernel_data<float>(b[i]), out, rank, piece.row, piece.end);
-      });
-      if (inner == nullptr) return;
-      with_kernel_type(x, [&]<class T>() {
-        T* const gx = needed[0] ? kernel_data<T>(found[0]) + segment.first * in : nullptr;
-        cpu::to_low_rank_backward(part(ga[i]), gx, kernel_data<const T>(x) + segment.first * in,
-                                  inner, kernel_data<float>(AB[2 * i]), in, rank, segment.mask,
-                                  piece.row, piece.end);
-      });
-    });
-    for (std::size_t i = 0; i < segments.size(); ++i) {
-      if (ga[i].defined()) found[2 + 2 * i] = sum_of_parts(ga[i]);
-      if (gb[i].defined())
-        found[3 + 2 * i] = scaled_transpose(sum_of_parts(gb[i]), segments[i].scaling);
+    adapter_gradients(found[0], x, gy, calls);
+    for (std::size_t i = 0; i < calls.size(); ++i) {
+      if (calls[i].ga.defined()) found[2 + 2 * i] = sum_of_parts(calls[i].ga);
+      if (calls[i].gb.defined())
+        found[3 + 2 * i] = scaled_transpose(sum_of_parts(calls[i].gb), segments[i].scaling);
     }
     return found;
-  }
-
-  /// parts [n, r, width] -> [r, width], added up in order.
-  static at::Tensor sum_of_parts(const at::Tensor& parts) {
-    const at::Tensor sum = at::empty(parts.sizes().slice(1), at::kFloat);
-    cpu::add_up(sum.mutable_data_ptr<float>(), parts.const_data_ptr<float>(), parts.size(0),
-                sum.numel());
-    return sum;
   }
 
   /// The same, to be differentiated again.
@@ -263,14 +169,15 @@ struct LoraLinearFunction : torch::autograd::Function<LoraLinearFunction> {
 /// with all rows; but for the rounding of that product, a row's result is what lora_linear gives
 /// for the rows of its adapter alone.
 ///
-/// For fp32 or bf16 on the CPU with fp32 adapters of rank <= 64: reads x and y once more for the
-/// adapters in forward, and the gradient of y, x and its gradient in backward, on all threads. For
-/// backward it keeps x (itself: maps of one x share it) and A (x * mask), T r floats, but no mask;
-/// allocates nothing of size T but y and the gradient of x; and computes only gradients that are
-/// needed, those of weight and bias too. Under autocast weight, bias and y get its dtype; x and the
-/// adapters stay as they are. Everything else is composed of LibTorch's operations, and so are
-/// gradients that are differentiated again: right, but with temporaries of x's and y's sizes. But
-/// for LibTorch's products the bits do not depend on the number of threads.
+/// For fp32 or bf16 on the CPU or, with droppeft::cuda, on a GPU, with fp32 adapters of rank <= 64:
+/// reads x and y once more for the adapters in forward, and the gradient of y (a GPU: twice), x and
+/// its gradient in backward, on all threads. For backward it keeps x (itself: maps of one x share
+/// it) and A (x * mask), T r floats, but no mask; allocates nothing of size T but y and the
+/// gradient of x; and computes only gradients that are needed, those of weight and bias too. Under
+/// autocast weight, bias and y get its dtype; x and the adapters stay as they are. Everything else
+/// is composed of LibTorch's operations, and so are gradients that are differentiated again: right,
+/// but with temporaries of x's and y's sizes. But for LibTorch's products the bits do not depend on
+/// the number of threads.
 ///
 /// Throws std::invalid_argument for shapes that do not fit, and for offsets that are not one more
 /// than the adapters, ascending, in [0, T].
@@ -288,7 +195,10 @@ inline at::Tensor lora_linear_grouped(const at::Tensor& x, const at::Tensor& wei
   check(offsets.size() == adapters.size() + 1, "lora_linear: ", adapters.size(),
         " adapters need one offset more, got ", offsets.size());
 
-  bool kernels = detail::has_kernel(x);
+  const auto has_kernel = [&](const at::Tensor& one) {
+    return detail::has_kernel(one) && one.device() == x.device();
+  };
+  bool kernels = has_kernel(x);
   std::vector<at::Tensor> AB;
   std::vector<detail::Segment> segments;
   for (std::size_t i = 0; i < adapters.size(); ++i) {
@@ -300,7 +210,7 @@ inline at::Tensor lora_linear_grouped(const at::Tensor& x, const at::Tensor& wei
     check(0 <= offsets[i] && offsets[i] <= offsets[i + 1] && offsets[i + 1] <= x.size(0),
           "lora_linear: offsets must ascend in [0, ", x.size(0), "], got ", offsets);
     for (const at::Tensor& one : {A, B})
-      kernels = kernels && detail::has_kernel(one) && one.scalar_type() == at::kFloat;
+      kernels = kernels && has_kernel(one) && one.scalar_type() == at::kFloat;
     kernels = kernels && A.size(0) <= cpu::max_rank;
     AB.insert(AB.end(), {A, B});
     segments.push_back({offsets[i], offsets[i + 1], scaling, mask});
@@ -315,11 +225,12 @@ inline at::Tensor lora_linear_grouped(const at::Tensor& x, const at::Tensor& wei
   std::optional<at::Tensor> used_bias;
   if (bias.defined()) used_bias = bias;
   if (kernels && autocast) {
-    const auto type = at::autocast::get_autocast_dtype(at::kCPU);
-    used_weight = at::autocast::cached_cast(type, weight, at::kCPU);
-    if (used_bias) used_bias = at::autocast::cached_cast(type, bias, at::kCPU);
+    const auto device = x.device().type();
+    const auto type = at::autocast::get_autocast_dtype(device);
+    used_weight = at::autocast::cached_cast(type, weight, device);
+    if (used_bias) used_bias = at::autocast::cached_cast(type, bias, device);
   }
-  if (!kernels || !detail::has_kernel(used_weight))
+  if (!kernels || !has_kernel(used_weight))
     return detail::composed_lora_linear(x, weight, used_bias, AB, segments);
 
   for (at::Tensor& one : AB) one = one.contiguous();

@@ -17,6 +17,7 @@ __global__ void __launch_bounds__(256)
     dropout_kernel(T* out, const T* x, std::int64_t width, std::int64_t blocks, KeepMask mask) {
   constexpr int n = vector_numbers<T>, vectors = lane_numbers / n, pairs = 2;
   constexpr std::int64_t size = KeepMask::block_size;
+  mask = in_this_run(mask);
   const int lane = static_cast<int>(threadIdx.x);
   const std::int64_t in_a_row = KeepMask::blocks(width);
   const std::int64_t stride = std::int64_t{2 * pairs} * gridDim.x * blockDim.y;

@@ -86,6 +86,7 @@ __global__ void __launch_bounds__(256)
                             const T* bias, T* y, T* sum, float* mean, float* rstd,
                             std::int64_t rows) {
   __shared__ float shared[16][1];
+  call.mask = in_this_run(call.mask);
   const int lane = static_cast<int>(threadIdx.x);
   const int width = static_cast<int>(call.width);
   const auto inverse_width = 1 / static_cast<float>(width);
@@ -217,6 +218,7 @@ __global__ void __launch_bounds__(512)
                                      T* dresidual, float* dweights, float* dbiases,
                                      std::int64_t rows) {
   __shared__ float shared[16][2];
+  call.mask = in_this_run(call.mask);
   const int lane = static_cast<int>(threadIdx.x);
   const int width = static_cast<int>(call.width);
   const auto inverse_width = 1 / static_cast<float>(width);

@@ -179,6 +179,12 @@ __device__ inline PhiloxBlock philox_round(const PhiloxBlock& counter, std::uint
   return {{high1 ^ counter.word[1] ^ key0, low1, high0 ^ counter.word[3] ^ key1, low0}};
 }
 
+/// The mask in this run of a kernel: see KeepMask::runs.
+__device__ inline KeepMask in_this_run(KeepMask mask) {
+  if (mask.runs != nullptr) mask.name += *mask.runs;
+  return mask;
+}
+
 /// Bit i says whether dropout keeps number i of this lane, in mask blocks `block` and `block` + 1
 /// (see KeepMask). All lanes of a warp must call it together.
 ///

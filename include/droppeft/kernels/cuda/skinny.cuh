@@ -88,6 +88,7 @@ __global__ void __launch_bounds__(warp_size* detail::skinny_warps)
     to_low_rank_kernel(float* z, const T* x, const float* a, std::int64_t rows, std::int64_t width,
                        std::int64_t rank, KeepMask mask) {
   using namespace detail;
+  mask = in_this_run(mask);
   static_assert(skinny_rows * skinny_ranks == warp_size);
   __shared__ float shared[skinny_warps][warp_size];
   const int lane = static_cast<int>(threadIdx.x), columns = static_cast<int>(width);
@@ -135,6 +136,7 @@ __global__ void __launch_bounds__(warp_size* detail::skinny_warps)
     add_from_low_rank_kernel(T* y, const float* z, const float* a, std::int64_t rows,
                              std::int64_t width, std::int64_t rank, KeepMask mask) {
   using namespace detail;
+  mask = in_this_run(mask);
   const int lane = static_cast<int>(threadIdx.x), columns = static_cast<int>(width);
   const std::int64_t row = skinny_rows * (std::int64_t{blockIdx.x} * skinny_warps + threadIdx.y);
   const int first = chunk_columns * static_cast<int>(blockIdx.y);
@@ -182,6 +184,7 @@ __global__ void __launch_bounds__(warp_size* detail::skinny_warps)
                              std::int64_t width, std::int64_t rank, std::int64_t pieces,
                              KeepMask mask) {
   using namespace detail;
+  mask = in_this_run(mask);
   // Number i of lane l lies at 32 i + l.
   __shared__ float shared[skinny_warps - 1][warp_size * skinny_ranks * lane_numbers];
   const int lane = static_cast<int>(threadIdx.x), columns = static_cast<int>(width);
