@@ -77,9 +77,8 @@ def main(file):
     version = re.search(r"release [\d.]+, V([\d.]+)", compiler)[1]
     print(f"""# The device kernels as compiled
 
-Made by `bench/cuda/report.py` from what nvcc {version} makes of `register.cu`. **They were compiled
-and never run on a GPU**: none was at hand. So this says what the compiler did, not how fast anything
-is; the same sources run, thread by thread, on the CPU in the test `cuda_on_cpu`.
+Made by `bench/cuda/report.py` from what nvcc {version} makes of `register.cu`: what the compiler did. How
+fast the kernels are on a GPU is in [results.md](results.md).
 
 Stack in bytes, and the instructions that spill to it and load from it. Shared memory in bytes; 1024
 of those of sm_90 are the system's. Loads and stores of device memory: those of 16 bytes + all others.
