@@ -24,7 +24,8 @@ link=(-fopenmp -L"$torch/lib" -L"$toolkit/lib64" -Wl,-rpath,"$torch/lib" -Wl,--n
   -ltorch_cpu -ltorch_cuda -lc10 -lc10_cuda -lcudart -Wl,--unresolved-symbols=ignore-in-shared-libs)
 "${for_device[@]}" -c include/droppeft/kernels/cuda/register.cu -o "$build/register.o"
 "${for_device[@]}" tests/cuda/*.cpp "$build/register.o" -o "$build/test_cuda" &
-"${for_device[@]}" bench/cuda/kernels.cpp "$build/register.o" -lcublas -o "$build/kernels" &
+"${for_device[@]}" bench/cuda/kernels.cpp "$build/register.o" -lcublas \
+  -Xlinker "-rpath=$toolkit/lib64" -o "$build/kernels" &
 for source in tests/gpu/*.cpp bench/cuda/step.cpp; do
   "${for_host[@]}" -c "$source" -o "$build/$(basename "$source" .cpp).o" &
 done

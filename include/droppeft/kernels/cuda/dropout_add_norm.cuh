@@ -362,8 +362,10 @@ cudaError_t dropout_add_norm_backward(const DropoutAddNorm<T>& call, const T* dy
   if (rows == 0 && !sums) return cudaSuccess;
   const bool whole = takes_vectors<T>(call.width, call.weight, dy, dsum, sum, dbranch, dresidual,
                                       dweights, dbiases);
-  // With both sums two chunks a warp are more than its registers hold.
-  const dim3 group = detail::norm_group(chunks, sums && whole && chunks <= 16 ? 1 : 2);
+  // With both sums two chunks a warp are more than its registers hold; of BFloat16 one is enough to
+  // keep the memory busy.
+  const bool one_chunk = (sums || sizeof(T) == 2) && whole && chunks <= 16;
+  const dim3 group = detail::norm_group(chunks, one_chunk ? 1 : 2);
   const auto groups = static_cast<unsigned>(sums ? pieces : (rows + group.z - 1) / group.z);
   const bool two = chunks > group.y;
   auto* const kernel = sums ? (!whole ? dropout_add_norm_backward_kernel<T, 2, false, true>

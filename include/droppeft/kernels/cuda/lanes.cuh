@@ -185,14 +185,8 @@ __device__ inline KeepMask in_this_run(KeepMask mask) {
   return mask;
 }
 
-/// Bit i says whether dropout keeps number i of this lane, in mask blocks `block` and `block` + 1
-/// (see KeepMask). All lanes of a warp must call it together.
-///
-/// Lane p makes Philox block p mod 16 of mask block p / 16. A vote on half h of it tells all lanes
-/// of columns 16 h to 16 h + 15 of both: bit p of the vote is column p mod 16 of block p / 16.
-template <class T>
-__device__ inline unsigned keep_bits(const KeepMask& mask, std::uint64_t block, int lane) {
-  const std::uint64_t counter = 16 * block + static_cast<std::uint64_t>(lane);
+/// Philox block `counter` of the mask.
+__device__ inline PhiloxBlock mask_words(const KeepMask& mask, std::uint64_t counter) {
   PhiloxBlock words{{static_cast<std::uint32_t>(counter), static_cast<std::uint32_t>(counter >> 32),
                      static_cast<std::uint32_t>(mask.name),
                      static_cast<std::uint32_t>(mask.name >> 32)}};
@@ -204,6 +198,17 @@ __device__ inline unsigned keep_bits(const KeepMask& mask, std::uint64_t block, 
     key0 += 0x9E3779B9;
     key1 += 0xBB67AE85;
   }
+  return words;
+}
+
+/// Bit i says whether dropout keeps number i of this lane, in mask blocks `block` and `block` + 1
+/// (see KeepMask). All lanes of a warp must call it together.
+///
+/// Lane p makes Philox block p mod 16 of mask block p / 16. A vote on half h of it tells all lanes
+/// of columns 16 h to 16 h + 15 of both: bit p of the vote is column p mod 16 of block p / 16.
+template <class T>
+__device__ inline unsigned keep_bits(const KeepMask& mask, std::uint64_t block, int lane) {
+  const PhiloxBlock words = mask_words(mask, 16 * block + static_cast<std::uint64_t>(lane));
   const std::uint32_t least = mask.threshold << 16;
   unsigned votes[8];
 #pragma unroll

@@ -2,13 +2,14 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "droppeft/core/check.hpp"
 #include "droppeft/kernels/cuda/lanes.cuh"
 #include "droppeft/kernels/keep_mask.hpp"
 
 /// The products of a low-rank adapter with matrices of `rows` rows, `width` columns, of type T, of
-/// which each is read or written once, its dropout made anew:
+/// which each is read or written once for eight ranks, its dropout made anew:
 ///
 ///     to_low_rank          z = (x * mask) a^T        z [rows, rank], a [rank, width]
 ///     add_from_low_rank    y += mask * (z a)
@@ -17,9 +18,11 @@
 /// So y += scale (x * mask) A^T B^T is to_low_rank with A, add_from_low_rank with B^T; and of its
 /// gradients that of z is to_low_rank of dy with B^T, those of A and B^T are low_rank_gradient,
 /// that of x is add_from_low_rank with A. All but x and y are floats, and sums are. Contiguous, in
-/// device memory, of any alignment, but rows of whole vectors of 16 bytes are fastest. For ranks of
-/// at most about 16: above, arithmetic takes longer than memory, and matrix units (cuBLAS) are
-/// faster.
+/// device memory, of any alignment, but rows of whole vectors of 16 bytes are fastest.
+///
+/// The first and the last multiply on matrix units in TF32, floats as sums of two such numbers, so
+/// that products are right to 2^-22; infinite numbers give NaN. The units round sums towards zero,
+/// so only short ones are left to them.
 ///
 /// Each function returns what its launch returned, does not wait, and throws std::invalid_argument
 /// for sizes out of range.
@@ -27,9 +30,109 @@ namespace droppeft::cuda {
 
 namespace detail {
 
-constexpr int skinny_rows = 4;   // of x or y, that a warp works on at once
-constexpr int skinny_ranks = 8;  // of a, likewise
+// On matrix units: a warp works on 16 rows (for the gradient 8) and one block of KeepMask, lane (g,
+// t) = (lane / 4, lane % 4) on rows g and g + 8 and on the columns of which Philox blocks 4 t to 4
+// t + 3 tell: 4 t
+// + i + 16 h for i < 4, h < 8. So nobody needs another's bits, and four numbers lie in a row. (The
+// gradient: rows t and t + 4, columns 2 g + i + 16 h for i < 2.) Which of a tile's columns is which
+// column of the matrix unit's operands is free, and chosen so that a lane has what it needs.
+constexpr int tile_rows = 16;
+constexpr int tile_ranks = 8;
+constexpr int tile_columns = static_cast<int>(KeepMask::block_size);
+constexpr int tile_halves = tile_columns / 16;
+constexpr int most_warps = 8;
+// Adding, without them: a warp works on four rows and a chunk of columns.
+constexpr int skinny_rows = 4;
 constexpr int skinny_warps = 4;
+/// How many of the sixteens of columns are loaded before they are worked on.
+template <class T>
+constexpr int loaded_halves = sizeof(T) == sizeof(float) ? tile_halves / 2 : tile_halves;
+
+/// A float as the sum of two numbers of TF32, to 2^-23.
+struct Tf32Pair {
+  std::uint32_t high, low;
+};
+
+__device__ inline Tf32Pair split(float number) {
+  Tf32Pair pair;
+#if defined(__CUDA_ARCH__)
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(pair.high) : "f"(number));
+#else
+  pair.high = (__float_as_uint(number) + 0x1000) & 0xFFFFE000;
+#endif
+  pair.low = __float_as_uint(number - __uint_as_float(pair.high));
+  return pair;
+}
+
+/// d += a b for a [16, 8], b [8, 8], which lanes have as mma.m16n8k8 says.
+__device__ inline void multiply_tiles(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
+                                      std::uint32_t b1) {
+#if defined(__CUDA_ARCH__)
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#else
+  __shared__ std::uint32_t of_lanes[warp_size][warp_size][6];
+  auto& given = of_lanes[threadIdx.y];
+  const int lane = static_cast<int>(threadIdx.x), g = lane / 4, t = lane % 4;
+  std::copy_n(a, 4, given[lane]);
+  given[lane][4] = b0, given[lane][5] = b1;
+  __ballot_sync(all_lanes, true);
+  const auto number = [&](int its_lane, int i) {
+    return __uint_as_float(given[its_lane][i] & 0xFFFFE000);
+  };
+  for (int k = 0; k < 8; ++k)
+    for (int i = 0; i < 4; ++i)
+      d[i] +=
+          number(4 * g + k % 4, k / 4 * 2 + i / 2) * number(4 * (2 * t + i % 2) + k % 4, 4 + k / 4);
+  __ballot_sync(all_lanes, true);
+#endif
+}
+
+/// The same for floats; `Exact`: those of a are numbers of TF32, as those of BFloat16 are.
+template <bool Exact>
+__device__ inline void multiply_floats(float (&d)[4], const float (&a)[4], Tf32Pair b0,
+                                       Tf32Pair b1) {
+  std::uint32_t high[4], low[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const Tf32Pair pair = split(a[i]);
+    high[i] = Exact ? __float_as_uint(a[i]) : pair.high;
+    low[i] = pair.low;
+  }
+  if constexpr (!Exact) multiply_tiles(d, low, b0.high, b1.high);
+  multiply_tiles(d, high, b0.low, b1.low);
+  multiply_tiles(d, high, b0.high, b1.high);
+}
+
+/// Count numbers that lie in a row, as they are in memory.
+template <class T, int Count>
+struct alignas(Count * sizeof(T)) Few {
+  std::uint32_t word[Count * sizeof(T) / 4];
+
+  __device__ float number(int i) const {
+    if constexpr (sizeof(T) == 4)
+      return __uint_as_float(word[i]);
+    else
+      return __uint_as_float(i % 2 == 0 ? word[i / 2] << 16 : word[i / 2] & 0xFFFF0000);
+  }
+};
+
+/// Of the numbers at `at` the first `left`; zeros for the others. `Whole`: all or none, in one
+/// load.
+template <bool Whole, class T, int Count>
+__device__ inline void load_few(Few<T, Count>& few, const T* at, int left) {
+  if constexpr (Whole) {
+    few = left > 0 ? *reinterpret_cast<const Few<T, Count>*>(at) : Few<T, Count>{};
+  } else {
+#pragma unroll
+    for (unsigned& word : few.word) word = 0;
+#pragma unroll
+    for (int i = 0; i < Count; ++i)
+      if (i < left) few.word[i * sizeof(T) / 4] |= bits_of(at[i]) << i * 8 * sizeof(T) % 32;
+  }
+}
 
 /// Floats of a chunk of a row, in the columns that a lane has of rows of type T.
 template <class T, bool Whole>
@@ -52,82 +155,106 @@ __device__ void load_floats(float (&numbers)[lane_numbers], const float* row, in
   }
 }
 
-/// x * mask of a chunk of a row; zeros for width 0. All lanes of a warp must call it together.
-template <class T>
-__device__ void load_masked(float (&numbers)[lane_numbers], const Packed<T>& eight,
-                            const KeepMask& mask, std::uint64_t block, int lane) {
-  const unsigned kept = mask.keeps_all() ? ~0U : keep_bits<T>(mask, block, lane);
+/// What tells of the numbers that this lane has of a row: Philox blocks `first` to first + Count -
+/// 1 of the mask's block; ones where nothing is dropped.
+template <int Count>
+__device__ inline void mask_of_row(PhiloxBlock (&words)[Count], const KeepMask& mask,
+                                   std::uint64_t block, int first) {
 #pragma unroll
-  for (int i = 0; i < lane_numbers; ++i)
-    numbers[i] = number(eight, i) * ((kept >> i & 1) != 0 ? mask.scale : 0.0F);
+  for (int i = 0; i < Count; ++i)
+    words[i] = mask.keeps_all() ? PhiloxBlock{{~0U, ~0U, ~0U, ~0U}}
+                                : mask_words(mask, 16 * block + static_cast<unsigned>(first + i));
+}
+
+/// Does the mask keep the number that half `h` of these words tells of?
+__device__ inline bool keeps(const PhiloxBlock& words, int h, std::uint32_t least) {
+  const std::uint32_t word = words.word[h / 2];
+  return (h % 2 == 0 ? word << 16 : word) >= least;
 }
 
 __device__ inline std::uint64_t mask_block(std::int64_t row, int first, std::int64_t width) {
   return static_cast<std::uint64_t>(row * KeepMask::blocks(width)) +
-         static_cast<unsigned>(first) / static_cast<unsigned>(KeepMask::block_size);
-}
-
-/// sums[0] of lane l becomes the sum over the warp of sums[l].
-template <int Step = warp_size / 2>
-__device__ void sum_each_of_warp(float (&sums)[warp_size], int lane) {
-  const bool upper = (lane & Step) != 0;
-#pragma unroll
-  for (int i = 0; i < Step; ++i) {
-    const float given = upper ? sums[i] : sums[i + Step];
-    const float own = upper ? sums[i + Step] : sums[i];
-    sums[i] = own + __shfl_xor_sync(all_lanes, given, Step);
-  }
-  if constexpr (Step > 1) sum_each_of_warp<Step / 2>(sums, lane);
+         static_cast<unsigned>(first) / static_cast<unsigned>(tile_columns);
 }
 
 }  // namespace detail
 
-/// A group has four rows and eight ranks; its warps take the chunks in turn.
+/// A group has 16 rows and eight ranks; its warps take the blocks of columns in turn.
 template <class T, bool Whole>
-__global__ void __launch_bounds__(warp_size* detail::skinny_warps)
+__global__ void __launch_bounds__(warp_size* detail::most_warps, 2)
     to_low_rank_kernel(float* z, const T* x, const float* a, std::int64_t rows, std::int64_t width,
                        std::int64_t rank, KeepMask mask) {
   using namespace detail;
   mask = in_this_run(mask);
-  static_assert(skinny_rows * skinny_ranks == warp_size);
-  __shared__ float shared[skinny_warps][warp_size];
-  const int lane = static_cast<int>(threadIdx.x), columns = static_cast<int>(width);
-  const std::int64_t row = std::int64_t{blockIdx.x} * skinny_rows;
-  const std::int64_t first_rank = std::int64_t{blockIdx.y} * skinny_ranks;
-  float sums[warp_size];
+  __shared__ float shared[most_warps][tile_rows][tile_ranks];
+  const int lane = static_cast<int>(threadIdx.x), g = lane / 4, t = lane % 4;
+  const int columns = static_cast<int>(width);
+  const std::uint32_t least = mask.threshold << 16;
+  const std::int64_t row = std::int64_t{blockIdx.x} * tile_rows + g;
+  const std::int64_t first_rank = std::int64_t{blockIdx.y} * tile_ranks;
+  const float* const factors = a + (first_rank + g) * width;
+  const int factor_columns = first_rank + g < rank ? columns : 0;
+  float sums[4] = {};
+  for (int first = tile_columns * static_cast<int>(threadIdx.y); first < columns;
+       first += tile_columns * static_cast<int>(blockDim.y)) {
+    PhiloxBlock words[2][4];
+    float of_block[4] = {};
 #pragma unroll
-  for (int i = 0; i < warp_size; ++i) sums[i] = 0;
-  for (int first = chunk_columns * static_cast<int>(threadIdx.y); first < columns;
-       first += chunk_columns * skinny_warps) {
-    Packed<T> eight[skinny_rows];
-    float numbers[skinny_rows][lane_numbers];
+    for (int start = 0; start < tile_halves; start += loaded_halves<T>) {
+      Few<T, 4> few[2][loaded_halves<T>];
 #pragma unroll
-    for (int r = 0; r < skinny_rows; ++r)
-      load_chunk<Whole>(eight[r], x + (row + r) * width, first, row + r < rows ? columns : 0, lane);
+      for (int r = 0; r < 2; ++r)
 #pragma unroll
-    for (int r = 0; r < skinny_rows; ++r)
-      load_masked(numbers[r], eight[r], mask, mask_block(row + r, first, width), lane);
+        for (int h = 0; h < loaded_halves<T>; ++h) {
+          const int column = first + 16 * (start + h) + 4 * t;
+          const int left = row + 8 * r < rows ? columns - column : 0;
+          load_few<Whole>(few[r][h], x + (row + 8 * r) * width + column, left);
+        }
+      if (start == 0)
 #pragma unroll
-    for (int k = 0; k < skinny_ranks; ++k) {
-      float factors[lane_numbers];
-      load_floats<T, Whole>(factors, a + (first_rank + k) * width, first,
-                            first_rank + k < rank ? columns : 0, lane);
+        for (int r = 0; r < 2; ++r)
+          mask_of_row(words[r], mask, mask_block(row + 8 * r, first, width), 4 * t);
 #pragma unroll
-      for (int r = 0; r < skinny_rows; ++r)
+      for (int h = 0; h < loaded_halves<T>; h += 2) {
+        Few<float, 4> factor[2];
 #pragma unroll
-        for (int i = 0; i < lane_numbers; ++i)
-          sums[r * skinny_ranks + k] += numbers[r][i] * factors[i];
+        for (int j = 0; j < 2; ++j) {
+          const int column = first + 16 * (start + h + j) + 4 * t;
+          load_few<Whole>(factor[j], factors + column, factor_columns - column);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          float numbers[4];
+#pragma unroll
+          for (int r = 0; r < 2; ++r)
+#pragma unroll
+            for (int j = 0; j < 2; ++j)
+              numbers[r + 2 * j] =
+                  keeps(words[r][i], start + h + j, least) ? few[r][h + j].number(i) : 0;
+          multiply_floats<sizeof(T) == 2>(of_block, numbers, split(factor[0].number(i)),
+                                          split(factor[1].number(i)));
+        }
+      }
     }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sums[i] += of_block[i];
   }
-  sum_each_of_warp(sums, lane);
-  shared[threadIdx.y][threadIdx.x] = sums[0];
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+#pragma unroll
+    for (int n = 0; n < 2; ++n) shared[threadIdx.y][g + 8 * r][2 * t + n] = sums[2 * r + n];
   __syncthreads();
-  const std::int64_t its_row = row + lane / skinny_ranks;
-  const std::int64_t its_rank = first_rank + lane % skinny_ranks;
-  if (threadIdx.y != 0 || its_row >= rows || its_rank >= rank) return;
-  float sum = sums[0];
-  for (int warp = 1; warp < skinny_warps; ++warp) sum += shared[warp][threadIdx.x];
-  z[its_row * rank + its_rank] = sum;
+  const int threads = warp_size * static_cast<int>(blockDim.y);
+  for (int i = warp_size * static_cast<int>(threadIdx.y) + lane; i < tile_rows * tile_ranks;
+       i += threads) {
+    const std::int64_t its_row = std::int64_t{blockIdx.x} * tile_rows + i / tile_ranks;
+    const std::int64_t its_rank = first_rank + i % tile_ranks;
+    if (its_row >= rows || its_rank >= rank) continue;
+    float sum = 0;
+    for (unsigned warp = 0; warp < blockDim.y; ++warp)
+      sum += shared[warp][i / tile_ranks][i % tile_ranks];
+    z[its_row * rank + its_rank] = sum * mask.scale;
+  }
 }
 
 /// A warp has a chunk of four rows.
@@ -177,85 +304,78 @@ __global__ void __launch_bounds__(warp_size* detail::skinny_warps)
   }
 }
 
-/// A group has a chunk of columns, eight ranks and some rows, which its warps take in turn.
+/// A group has a block of columns, eight ranks and some rows, which its warps take in turn.
 template <class T, bool Whole>
-__global__ void __launch_bounds__(warp_size* detail::skinny_warps)
+__global__ void __launch_bounds__(warp_size * 4, 4)
     low_rank_gradient_kernel(float* g, const float* z, const T* x, std::int64_t rows,
                              std::int64_t width, std::int64_t rank, std::int64_t pieces,
                              KeepMask mask) {
   using namespace detail;
   mask = in_this_run(mask);
-  // Number i of lane l lies at 32 i + l.
-  __shared__ float shared[skinny_warps - 1][warp_size * skinny_ranks * lane_numbers];
-  const int lane = static_cast<int>(threadIdx.x), columns = static_cast<int>(width);
+  constexpr int warps = 4;
+  __shared__ float shared[warps][tile_ranks][tile_columns + 4];
+  const int lane = static_cast<int>(threadIdx.x), group = lane / 4, t = lane % 4;
+  const int columns = static_cast<int>(width);
+  const std::uint32_t least = mask.threshold << 16;
   const std::int64_t piece = blockIdx.x % pieces;
-  const std::int64_t first_rank = blockIdx.x / pieces * skinny_ranks;
-  const int first = chunk_columns * static_cast<int>(blockIdx.y);
-  float sums[skinny_ranks][lane_numbers];
+  const std::int64_t first_rank = blockIdx.x / pieces * tile_ranks;
+  const int first = tile_columns * static_cast<int>(blockIdx.y);
+  float sums[tile_halves][4] = {};
+  const std::int64_t stride = pieces * warps * 8;
+  for (std::int64_t start = (piece * warps + threadIdx.y) * 8; start < rows; start += stride) {
+    Few<T, 2> few[2][tile_halves];
+    PhiloxBlock words[2][2];
+    Tf32Pair inner[2];
 #pragma unroll
-  for (int k = 0; k < skinny_ranks; ++k)
+    for (int r = 0; r < 2; ++r) {
+      const std::int64_t row = start + t + 4 * r;
+      const bool inside = row < rows;
 #pragma unroll
-    for (int i = 0; i < lane_numbers; ++i) sums[k][i] = 0;
-  const std::int64_t stride = pieces * skinny_warps * skinny_rows;
-  for (std::int64_t row = (piece * skinny_warps + threadIdx.y) * skinny_rows; row < rows;
-       row += stride) {
-    Packed<T> eight[skinny_rows];
-#pragma unroll
-    for (int r = 0; r < skinny_rows; ++r)
-      load_chunk<Whole>(eight[r], x + (row + r) * width, first, row + r < rows ? columns : 0, lane);
-#pragma unroll
-    for (int r = 0; r < skinny_rows; ++r) {
-      float numbers[lane_numbers];
-      load_masked(numbers, eight[r], mask, mask_block(row + r, first, width), lane);
-#pragma unroll
-      for (int k = 0; k < skinny_ranks; ++k) {
-        const bool inside = row + r < rows && first_rank + k < rank;
-        const float factor = inside ? z[(row + r) * rank + first_rank + k] : 0;
-#pragma unroll
-        for (int i = 0; i < lane_numbers; ++i) sums[k][i] += factor * numbers[i];
+      for (int h = 0; h < tile_halves; ++h) {
+        const int column = first + 16 * h + 2 * group;
+        load_few<Whole>(few[r][h], x + row * width + column, inside ? columns - column : 0);
       }
+      const bool wanted = inside && first_rank + group < rank;
+      inner[r] = split(wanted ? z[row * rank + first_rank + group] : 0);
+      mask_of_row(words[r], mask, mask_block(row, first, width), 2 * group);
+    }
+#pragma unroll
+    for (int h = 0; h < tile_halves; ++h) {
+      float numbers[4];
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          numbers[i + 2 * r] = keeps(words[r][i], h, least) ? few[r][h].number(i) : 0;
+      float of_rows[4] = {};
+      multiply_floats<sizeof(T) == 2>(of_rows, numbers, inner[0], inner[1]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[h][i] += of_rows[i];
     }
   }
-  if (threadIdx.y > 0) {
+  // Row m of the unit's is column 2 (m % 8) + m / 8 of the sixteen.
 #pragma unroll
-    for (int k = 0; k < skinny_ranks; ++k)
+  for (int h = 0; h < tile_halves; ++h)
 #pragma unroll
-      for (int i = 0; i < lane_numbers; ++i)
-        shared[threadIdx.y - 1][warp_size * (k * lane_numbers + i) + lane] = sums[k][i];
-  }
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int n = 0; n < 2; ++n)
+        shared[threadIdx.y][2 * t + n][16 * h + 2 * group + i] = sums[h][2 * i + n];
   __syncthreads();
-  if (threadIdx.y > 0) return;
+  for (int k = static_cast<int>(threadIdx.y); k < tile_ranks && first_rank + k < rank; k += warps)
+    for (int c = lane; c < tile_columns && first + c < columns; c += warp_size) {
+      float sum = 0;
 #pragma unroll
-  for (int k = 0; k < skinny_ranks; ++k) {
-    if (first_rank + k >= rank) break;
-    float* const to = g + (piece * rank + first_rank + k) * width;
-#pragma unroll
-    for (int v = 0; v < lane_numbers; v += 4) {
-      float all[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        all[i] = sums[k][v + i];
-        for (int warp = 0; warp < skinny_warps - 1; ++warp)
-          all[i] += shared[warp][warp_size * (k * lane_numbers + v + i) + lane];
-      }
-      const int column = first + lane_column<T>(lane, v);
-      if constexpr (Whole) {
-        if (column < columns)
-          *reinterpret_cast<float4*>(to + column) = make_float4(all[0], all[1], all[2], all[3]);
-      } else {
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          if (column + i < columns) to[column + i] = all[i];
-      }
+      for (int warp = 0; warp < warps; ++warp) sum += shared[warp][k][c];
+      g[(piece * rank + first_rank + k) * width + first + c] = sum * mask.scale;
     }
-  }
 }
 
 namespace detail {
 
 inline void check_skinny(const char* function, std::int64_t rows, std::int64_t width,
                          std::int64_t rank) {
-  constexpr std::int64_t widest = std::int64_t{chunk_columns} * 65535;  // groups along y
+  constexpr std::int64_t widest = std::int64_t{tile_columns} * 65535;  // groups along y
   check(rows >= 0 && width >= 0 && width <= widest && rank >= 0 && rank <= widest,
         "cuda::", function, ": rows must not be negative, width and rank in [0, ", widest,
         "], got ", rows, ", ", width, " and ", rank);
@@ -263,6 +383,11 @@ inline void check_skinny(const char* function, std::int64_t rows, std::int64_t w
 
 inline unsigned groups_of(std::int64_t count, std::int64_t size) {
   return static_cast<unsigned>((count + size - 1) / size);
+}
+
+/// Warps for the blocks of columns of a row.
+inline unsigned warps_of(std::int64_t width) {
+  return std::min<unsigned>(most_warps, groups_of(width, tile_columns));
 }
 
 }  // namespace detail
@@ -275,8 +400,9 @@ cudaError_t to_low_rank(float* z, const T* x, const float* a, std::int64_t rows,
   if (rows == 0 || rank == 0) return cudaSuccess;
   auto* const kernel =
       takes_vectors<T>(width, x, a) ? to_low_rank_kernel<T, true> : to_low_rank_kernel<T, false>;
-  return launch(kernel, {groups_of(rows, skinny_rows), groups_of(rank, skinny_ranks)},
-                {warp_size, skinny_warps}, stream, z, x, a, rows, width, rank, mask);
+  return launch(kernel, {groups_of(rows, tile_rows), groups_of(rank, tile_ranks)},
+                {warp_size, std::max(warps_of(width), 1U)}, stream, z, x, a, rows, width, rank,
+                mask);
 }
 
 template <class T>
@@ -305,11 +431,11 @@ cudaError_t low_rank_gradient(float* gradients, const float* z, const T* x, std:
   check(pieces >= 1 && pieces <= 65535,
         "cuda::low_rank_gradient: pieces must be in [1, 65535], got ", pieces);
   if (width == 0 || rank == 0) return cudaSuccess;
-  auto* const kernel = takes_vectors<T>(width, x, gradients) ? low_rank_gradient_kernel<T, true>
-                                                             : low_rank_gradient_kernel<T, false>;
-  const auto groups = static_cast<unsigned>(pieces * groups_of(rank, skinny_ranks));
-  return launch(kernel, {groups, groups_of(width, chunk_columns)}, {warp_size, skinny_warps},
-                stream, gradients, z, x, rows, width, rank, pieces, mask);
+  auto* const kernel = takes_vectors<T>(width, x) ? low_rank_gradient_kernel<T, true>
+                                                  : low_rank_gradient_kernel<T, false>;
+  const auto groups = static_cast<unsigned>(pieces * groups_of(rank, tile_ranks));
+  return launch(kernel, {groups, groups_of(width, tile_columns)}, {warp_size, 4}, stream, gradients,
+                z, x, rows, width, rank, pieces, mask);
 }
 
 }  // namespace droppeft::cuda
