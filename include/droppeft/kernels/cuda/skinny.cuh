@@ -263,7 +263,6 @@ __global__ void __launch_bounds__(warp_size* detail::skinny_warps)
     add_from_low_rank_kernel(T* y, const float* z, const float* a, std::int64_t rows,
                              std::int64_t width, std::int64_t rank, KeepMask mask) {
   using namespace detail;
-  mask = in_this_run(mask);
   const int lane = static_cast<int>(threadIdx.x), columns = static_cast<int>(width);
   const std::int64_t row = skinny_rows * (std::int64_t{blockIdx.x} * skinny_warps + threadIdx.y);
   const int first = chunk_columns * static_cast<int>(blockIdx.y);
@@ -279,9 +278,10 @@ __global__ void __launch_bounds__(warp_size* detail::skinny_warps)
     for (int i = 0; i < lane_numbers; ++i) sums[r][i] = 0;
   }
   if (!mask.keeps_all()) {
+    const KeepMask its_mask = in_this_run(mask);
 #pragma unroll
     for (int r = 0; r < skinny_rows; ++r)
-      kept[r] = keep_bits<T>(mask, mask_block(row + r, first, width), lane);
+      kept[r] = keep_bits<T>(its_mask, mask_block(row + r, first, width), lane);
   }
   for (std::int64_t k = 0; k < rank; ++k) {
     float factors[lane_numbers];
