@@ -40,7 +40,7 @@ torch::optim::AdamW make_optimizer(const TextClassifier& model) {
 class Training {
  public:
   Training(const std::string& folder, const std::string& workload, at::ScalarType dtype)
-      : dtype_(dtype), given_(droppeft::load_safetensors(workload)), model_(nullptr) {
+      : given_(droppeft::load_safetensors(workload)), model_(nullptr) {
     const droppeft::State adapters =
         given_.select([](auto name) { return !name.starts_with("batch."); });
     model_ = TextClassifier(read_bert_config(folder), adapters.at("classifier.weight").size(0));
@@ -59,9 +59,7 @@ class Training {
     const at::Tensor mask =
         given_.contains(key + ".mask") ? given_.at(key + ".mask") : at::Tensor();
     const auto start = Clock::now();
-    const at::Tensor hidden = model_->bert->forward(ids, mask.defined() ? mask.to(dtype_) : mask);
-    const at::Tensor pooled = mean_pool(hidden.to(at::kFloat), mask);
-    const at::Tensor loss = at::cross_entropy_loss(model_->head->forward(pooled), labels);
+    const at::Tensor loss = at::cross_entropy_loss(model_->forward(ids, mask), labels);
     const auto forward = Clock::now();
     optimizer_->zero_grad();
     loss.backward();
@@ -88,7 +86,6 @@ class Training {
     return std::chrono::duration<double>(to - from).count();
   }
 
-  at::ScalarType dtype_;
   droppeft::State given_;
   TextClassifier model_;
   std::unique_ptr<torch::optim::AdamW> optimizer_;

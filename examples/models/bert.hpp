@@ -32,7 +32,8 @@ struct BertConfig {
 /// sequences of at most S. Linear maps, norms and gelu cost nothing for padding, which only
 /// attention sees.
 struct BertBatch {
-  /// mask [B, S] float, 1 for a token and 0 for padding, or undefined when there is no padding.
+  /// mask [B, S], 1 for a token and 0 for padding, in the dtype of the hidden states, or undefined
+  /// when there is no padding.
   BertBatch(const at::Tensor& ids, const at::Tensor& mask)
       : sequences(ids.size(0)), length(ids.size(1)) {
     if (!mask.defined()) return;
@@ -214,8 +215,8 @@ struct BertEncoderImpl : torch::nn::Cloneable<BertEncoderImpl> {
 TORCH_MODULE(BertEncoder);
 
 /// ids [B, S] int64; mask [B, S] float, 1 for a token and 0 for padding, or undefined when there is
-/// no padding -> hidden states [B, S, d], zero where there is padding. All tokens are of type 0 and
-/// every layer is post-norm, without BERT's own dropout.
+/// no padding -> hidden states [B, S, d] in the weights' dtype, zero where there is padding. All
+/// tokens are of type 0 and every layer is post-norm, without BERT's own dropout.
 struct BertImpl : torch::nn::Cloneable<BertImpl> {
   explicit BertImpl(const BertConfig& settings) : config(settings) { reset(); }
 
@@ -225,7 +226,8 @@ struct BertImpl : torch::nn::Cloneable<BertImpl> {
   }
 
   at::Tensor forward(const at::Tensor& ids, const at::Tensor& mask) {
-    const BertBatch batch(ids, mask);
+    const auto dtype = embeddings->words->weight.scalar_type();
+    const BertBatch batch(ids, mask.defined() ? mask.to(dtype) : mask);
     const at::Tensor hidden = encoder->forward(embeddings->forward(ids, batch), batch);
     return batch.pad(hidden).view({ids.size(0), ids.size(1), config.width});
   }
@@ -244,6 +246,7 @@ inline at::Tensor mean_pool(const at::Tensor& hidden, const at::Tensor& mask) {
 }
 
 /// A BERT encoder, masked mean pooling and a linear head: ids, mask as for Bert -> logits [B, C].
+/// Pooling and head are fp32, whatever the encoder is.
 struct TextClassifierImpl : torch::nn::Cloneable<TextClassifierImpl> {
   TextClassifierImpl(const BertConfig& settings, std::int64_t class_count)
       : config(settings), classes(class_count) {
@@ -256,7 +259,7 @@ struct TextClassifierImpl : torch::nn::Cloneable<TextClassifierImpl> {
   }
 
   at::Tensor forward(const at::Tensor& ids, const at::Tensor& mask) {
-    return head->forward(mean_pool(bert->forward(ids, mask), mask));
+    return head->forward(mean_pool(bert->forward(ids, mask).to(at::kFloat), mask));
   }
 
   BertConfig config;
