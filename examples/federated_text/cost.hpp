@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <droppeft/federated/budget.hpp>
 #include <string_view>
@@ -14,6 +15,7 @@
 struct LayerCost {
   BertConfig config;
   std::int64_t rank;
+  std::size_t element_size;  // of the encoder's numbers, bytes
 
   double forward(const Batch& batch) const {
     return linear(batch) + attention(batch) + adapter(batch);
@@ -26,14 +28,18 @@ struct LayerCost {
   }
 
   /// Bytes of a training step whose batch has so many places, padding too, beside the weights. As
-  /// derived in docs/bench.md, f being the inner width: each active layer keeps 28 d + 4 f + 4 a +
-  /// 16 + 8 r bytes a place, and the one that runs needs 8 f more. Upper bounds beside that: 16 d a
-  /// place for the embeddings and the head's input, and the trained parameters five times (old,
-  /// new, gradient, two moments).
+  /// derived in docs/bench.md, f being the inner width and e the element size: each active layer
+  /// keeps 7 d + f numbers of the encoder's a place, and in fp32 whatever e is, log-sum-exps, mean
+  /// and inverse deviation of the norms and the low-rank products: e (7 d + f) + 4 a + 16 + 8 r
+  /// bytes. The one that runs needs 2 e f more. Upper bounds beside that: 4 e d a place for the
+  /// embeddings and the head's input (its fp32 copy of a bf16 output included, which takes 2 e d),
+  /// and the trained parameters, always fp32, five times (old, new, gradient, two moments). Not
+  /// counted: what attention needs for each thread, which only shows where all else is kilobytes.
   droppeft::StepBytes step_bytes(std::int64_t places, std::int64_t trained_bytes) const {
     const double n = number(places), d = number(config.width), f = number(config.inner);
-    return {n * (28 * d + 4 * f + 4 * number(config.heads) + 16 + 8 * number(rank)),
-            n * (16 * d + 8 * f) + 5 * number(trained_bytes)};
+    const auto e = static_cast<double>(element_size);
+    return {n * (e * (7 * d + f) + 4 * number(config.heads) + 16 + 8 * number(rank)),
+            n * e * (4 * d + 2 * f) + 5 * number(trained_bytes)};
   }
 
  private:
@@ -54,5 +60,6 @@ inline constexpr std::string_view cost_model =
     "A device's seconds = FLOPs of its active layers / FLOP/s of its class + bits sent and "
     "received / its bandwidth; a round lasts as long as its slowest device. FLOPs are counted "
     "(linear maps, attention, adapters; frozen maps once forward and once backward). Classes: slow "
-    "10, middle 30, fast 90 GFLOP/s sustained, our assumption at the scale of a Raspberry Pi 4, a "
-    "Raspberry Pi 5 and a small laptop; links log-uniform in 1 to 100 Mbit/s, as in the paper.";
+    "10, middle 30, fast 90 GFLOP/s sustained in fp32, also with --dtype bf16, our assumption at "
+    "the scale of a Raspberry Pi 4, a Raspberry Pi 5 and a small laptop; links log-uniform in 1 to "
+    "100 Mbit/s, as in the paper.";

@@ -74,7 +74,8 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(RoundMetrics, round, sim_seconds, wall_second
                                    device_peak_bytes, peak_bytes, bytes_up, bytes_down)
 
 /// A simulated federation: one frozen encoder, of which every device sees the whole, and an adapter
-/// state for each device that keeps some layers for itself.
+/// state for each device that keeps some layers for itself. The encoder is given in fp32 and
+/// brought to --dtype; adapters and head are fp32.
 class Federation {
  public:
   /// `step` is told after each local step how many of the round's are done, and how many there are.
@@ -87,7 +88,8 @@ class Federation {
         root_(settings.seed),
         layer_names_("encoder.layer."),
         inputs_{{"model", base_fingerprint(model_)}, {"data", fingerprint(data)}},
-        cost_{model_->config, settings.rank} {
+        cost_{model_->config, settings.rank, at::elementSize(base_dtype(settings))} {
+    model_->bert->to(base_dtype(settings));
     if (settings.rank > 0)
       droppeft::add_lora(*model_, {"query", "value"},
                          droppeft::LoraOptions(settings.rank).alpha(2.0 * number(settings.rank)));
@@ -119,6 +121,9 @@ class Federation {
   }
 
   const std::vector<RoundMetrics>& metrics() const { return metrics_; }
+
+  /// The fingerprint of the frozen encoder as it was given, in fp32.
+  const std::string& base() const { return inputs_.at("model"); }
 
   /// The adapters and the head that the devices share.
   const droppeft::State& global() const { return global_; }
@@ -262,6 +267,10 @@ class Federation {
     double seconds = 0;                     // of the device's clock
     std::int64_t peak_bytes = 0, bytes_down = 0;
   };
+
+  static at::ScalarType base_dtype(const Settings& settings) {
+    return settings.dtype == "bf16" ? at::kBFloat16 : at::kFloat;
+  }
 
   template <class C>
   static constexpr bool is_pace =

@@ -59,6 +59,9 @@ Settings parse(CLI::App& app, int argc, char** argv) {
   option("--max-length", s.max_length, "tokens a text, the rest is cut");
   option("--rank", s.rank,
          "rank of the adapters on query and value (alpha is twice the rank); 0: head only");
+  option("--dtype", s.dtype,
+         "fp32, or bf16: of the frozen model; adapters and head are fp32. The simulated seconds "
+         "remain those of fp32");
   option("--learning-rate", s.learning_rate,
          "of the adapters in the first round; falls towards a tenth");
   option("--head-learning-rate", s.head_learning_rate, "of the head, likewise");
@@ -122,6 +125,7 @@ Settings parse(CLI::App& app, int argc, char** argv) {
   };
   one_of("--method", s.method, {"droppeft", "fedlora"});
   one_of("--pace", s.pace, {"round", "device"});
+  one_of("--dtype", s.dtype, {"fp32", "bf16"});
   one_of("--gate", s.gate, {"fixed", "bernoulli"});
   one_of("--selector", s.selector, selector_names());
   one_of("--reward", s.reward, {"agreement", "step", "loss", "accuracy"});
@@ -190,8 +194,8 @@ Settings parse(CLI::App& app, int argc, char** argv) {
 }
 
 void write_adapter(const fs::path& path, const Federation& federation, const Settings& settings,
-                   const TextData& data, const TextClassifier& model) {
-  const nlohmann::json about{{"base", base_fingerprint(model)},
+                   const TextData& data) {
+  const nlohmann::json about{{"base", federation.base()},
                              {"labels", data.labels},
                              {"rank", settings.rank},
                              {"max_length", settings.max_length}};
@@ -257,7 +261,7 @@ Run play(const Settings& settings, const fs::path& folder, const TextData& data,
       console.round(metrics);
     }
   }
-  write_adapter(folder / "adapter.safetensors", federation, settings, data, model);
+  write_adapter(folder / "adapter.safetensors", federation, settings, data);
   Run run{.settings = settings, .metrics = federation.metrics()};
   for (const auto& parameter : model->parameters())
     if (!parameter.requires_grad())

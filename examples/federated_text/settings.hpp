@@ -17,6 +17,7 @@ struct Settings {
   std::int64_t batch = 16;
   std::int64_t max_length = 64;
   std::int64_t rank = 8;
+  std::string dtype = "fp32";
   double learning_rate = 2e-3;
   double head_learning_rate = 5e-3;
   double server_momentum = 0;
@@ -45,6 +46,6 @@ struct Settings {
 /// The settings that decide the numbers of a run, as summary.json states them and --resume checks.
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Settings, method, rounds, sim_seconds, clients,
                                    clients_per_round, alpha, local_steps, batch, max_length, rank,
-                                   learning_rate, head_learning_rate, server_momentum,
+                                   dtype, learning_rate, head_learning_rate, server_momentum,
                                    logit_adjustment, drop_rate, gate, pace, selector, space, reward,
                                    memory, share_layers, seed, train_rows, test_rows)
