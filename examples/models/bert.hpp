@@ -7,6 +7,7 @@
 #include <torch/nn/pimpl.h>
 
 #include <cstdint>
+#include <droppeft/core/attention.hpp>
 #include <droppeft/core/rows.hpp>
 #include <droppeft/dropout/dropout_add_norm.hpp>
 #include <droppeft/dropout/layer_stack.hpp>
@@ -72,9 +73,8 @@ struct BertSelfAttentionImpl : torch::nn::Cloneable<BertSelfAttentionImpl> {
           .view({batch.sequences, batch.length, config.heads, config.width / config.heads})
           .transpose(1, 2);
     };
-    const at::Tensor y = at::scaled_dot_product_attention(
-        by_head(query->forward(x)), by_head(key->forward(x)), by_head(value->forward(x)),
-        batch.bias.defined() ? std::optional(batch.bias) : std::nullopt);
+    const at::Tensor y = droppeft::attention(by_head(query->forward(x)), by_head(key->forward(x)),
+                                             by_head(value->forward(x)), batch.bias);
     return batch.unpad(y.transpose(1, 2).reshape({-1, config.width}));
   }
 

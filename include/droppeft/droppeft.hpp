@@ -30,6 +30,7 @@
 #include "droppeft/bandit/upper_bound.hpp"
 #include "droppeft/configuration.hpp"
 #include "droppeft/configurator.hpp"
+#include "droppeft/core/attention.hpp"
 #include "droppeft/core/check.hpp"
 #include "droppeft/core/kernel_tensors.hpp"
 #include "droppeft/core/masked.hpp"
