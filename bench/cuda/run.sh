@@ -11,6 +11,7 @@ out=$(realpath -m "${1:-$(dirname "$0")/../../build/cuda_results}")
 cd "$(dirname "$0")/../.."
 build=build/cuda_run
 mkdir -p "$out" "$build"
+rm -f "$out"/*.jsonl
 nvcc=$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)
 toolkit=$(dirname "$(dirname "$(realpath "$nvcc")")")
 torch=${DROPPEFT_TORCH:-$(python3 -c 'import torch; print(torch.__path__[0])')}
@@ -39,4 +40,5 @@ g++ "$build"/{step,register}.o "${link[@]}" -o "$build/step"
 if python3 -c 'import peft' 2>/dev/null; then
   python3 bench/cuda/peft_step.py --json "$out/peft.jsonl" | tee "$out/peft.txt"
 fi
-python3 bench/cuda/results.py "$out" > bench/cuda/results.md
+python3 bench/cuda/results.py "$out" > "$out/results.md"
+cp "$out/results.md" bench/cuda/results.md

@@ -108,7 +108,7 @@ struct Workload {
   }
 };
 
-/// The first half of the layers' plans is as good as any for what a step costs.
+/// `plans` plans at that rate; the one with all layers for rate 0.
 droppeft::PlanCodebook codebook(std::size_t layers, double rate) {
   return {std::vector<double>(layers, rate), rate == 0 ? 1 : plans, Stream(1)};
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <droppeft/federated/budget.hpp>
@@ -27,19 +28,25 @@ struct LayerCost {
     return rank > 0 ? linear(batch) + 2 * attention(batch) + 2 * adapter(batch) : 0;
   }
 
-  /// Bytes of a training step whose batch has so many places, padding too, beside the weights. As
-  /// derived in docs/bench.md, f being the inner width and e the element size: each active layer
-  /// keeps 7 d + f numbers of the encoder's a place, and in fp32 whatever e is, log-sum-exps, mean
-  /// and inverse deviation of the norms and the low-rank products: e (7 d + f) + 4 a + 16 + 8 r
-  /// bytes. The one that runs needs 2 e f more. Upper bounds beside that: 4 e d a place for the
-  /// embeddings and the head's input (its fp32 copy of a bf16 output included, which takes 2 e d),
-  /// and the trained parameters, always fp32, five times (old, new, gradient, two moments). Not
-  /// counted: what attention needs for each thread, which only shows where all else is kilobytes.
-  droppeft::StepBytes step_bytes(std::int64_t places, std::int64_t trained_bytes) const {
-    const double n = number(places), d = number(config.width), f = number(config.inner);
+  /// Bytes of a training step on so many sequences of so many places, padding too, beside the
+  /// weights. As derived in docs/bench.md, f being the inner width and e the element size: each
+  /// active layer keeps 7 d + f numbers of the encoder's a place, and in fp32 whatever e is,
+  /// log-sum-exps, mean and inverse deviation of the norms and the low-rank products: e (7 d + f) +
+  /// 4 a + 16 + 8 r bytes; in bf16 neither attention's output nor the log-sum-exps. The one that
+  /// runs needs 2 e f more, in bf16 attention 8 a times the length and 8 d, if that is more. Upper
+  /// bounds beside that: 4 e d a place for the embeddings and the head's input (its fp32 copy of a
+  /// bf16 output included, which takes 2 e d), and the trained parameters, always fp32, five times
+  /// (old, new, gradient, two moments). Not counted: what attention in fp32 needs for each thread,
+  /// which only shows where all else is kilobytes.
+  droppeft::StepBytes step_bytes(std::int64_t sequences, std::int64_t length,
+                                 std::int64_t trained_bytes) const {
+    const double n = number(sequences * length), d = number(config.width);
+    const double f = number(config.inner), a = number(config.heads);
     const auto e = static_cast<double>(element_size);
-    return {n * (e * (7 * d + f) + 4 * number(config.heads) + 16 + 8 * number(rank)),
-            n * e * (4 * d + 2 * f) + 5 * number(trained_bytes)};
+    const bool half = element_size == 2;
+    const double kept = e * ((half ? 6 : 7) * d + f) + (half ? 0 : 4 * a) + 16 + 8 * number(rank);
+    const double running = std::max(2 * e * f, half ? 8 * (a * number(length) + d) : 0);
+    return {n * kept, n * (4 * e * d + running) + 5 * number(trained_bytes)};
   }
 
  private:

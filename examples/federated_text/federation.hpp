@@ -359,7 +359,7 @@ class Federation {
     try {
       return droppeft::least_drop_rate(
           {.bytes = bytes}, any,
-          cost_.step_bytes(settings_.batch * static_cast<std::int64_t>(longest), global_.nbytes()),
+          cost_.step_bytes(settings_.batch, static_cast<std::int64_t>(longest), global_.nbytes()),
           layers());
     } catch (const std::invalid_argument& error) {
       throw std::invalid_argument("--memory: a " + std::string(device.speed_class().name) +

@@ -73,6 +73,12 @@ TEST_CASE("what has a gradient for the bias, or is differentiated twice, is righ
   droppeft::attention(q, k, v, bias).sum().backward();
   CHECK(bias.grad().defined());
 
+  const Tensor mask = torch::ones({6, 6}, torch::kBool).tril();
+  CHECK(
+      distance(droppeft::attention(q, k, v, mask).detach(),
+               in_doubles(q.detach().to(torch::kDouble), k.to(torch::kDouble), v.to(torch::kDouble),
+                          torch::zeros({6, 6}, torch::kDouble).masked_fill(~mask, -1e9))) < 1e-2);
+
   const Tensor y = droppeft::attention(q, k, v);
   const Tensor first =
       torch::autograd::grad({y.square().sum()}, {q}, {}, std::nullopt, /*create_graph=*/true)[0];

@@ -267,17 +267,20 @@ TEST_CASE("tensors that do not match are refused, and leaves that would be chang
   const auto refused = [&](const Tensor& y, const std::string& got) {
     const auto message = [&](const char* function) {
       return "droppeft::" + std::string(function) +
-             ": y must have a row for each of the 2 of x, and x's dtype, got " + got +
-             " for x float [4, 2]";
+             ": y must have a row for each of the 2 of x, and x's dtype and device, got " + got +
+             " for x float [4, 2] on cpu";
     };
     CHECK_THROWS_WITH_AS(scatter_add_rows_(x, rows, y), message("scatter_add_rows_").c_str(),
                          Throws);
     CHECK_THROWS_WITH_AS(put_rows_(x, rows, y), message("put_rows_").c_str(), Throws);
   };
-  refused(torch::ones({3, 2}), "float [3, 2]");
-  refused(torch::ones({2, 3}), "float [2, 3]");
-  refused(torch::ones({2}), "float [2]");
-  refused(torch::ones({2, 2}, torch::kDouble), "double [2, 2]");
+  refused(torch::ones({3, 2}), "float [3, 2] on cpu");
+  refused(torch::ones({2, 3}), "float [2, 3] on cpu");
+  refused(torch::ones({2}), "float [2] on cpu");
+  refused(torch::ones({2, 2}, torch::kDouble), "double [2, 2] on cpu");
+  refused(torch::ones({2, 2}, torch::kMeta), "float [2, 2] on meta");
+  CHECK_THROWS_WITH_AS(gather_rows(torch::zeros({4, 2}, torch::kMeta), rows),
+                       "droppeft::gather_rows: rows must be on meta as x is, got cpu", Throws);
   CHECK_THROWS_WITH_AS(scatter_rows(torch::ones({3, 2}), rows, 4),
                        "droppeft::scatter_rows: y must have a row for each of the 2, got [3, 2]",
                        Throws);

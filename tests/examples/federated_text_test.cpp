@@ -234,7 +234,7 @@ TEST_CASE("a step holds the bytes that its layers are said to keep, in fp32 and 
       return static_cast<double>(meter.peak());
     };
     const LayerCost cost{config, 2, at::elementSize(dtype)};
-    const auto bytes = cost.step_bytes(ids.numel(), droppeft::trainable_state(*model).nbytes());
+    const auto bytes = cost.step_bytes(8, 32, droppeft::trainable_state(*model).nbytes());
     CHECK((peak(4) - peak(1)) / 3 == doctest::Approx(bytes.layer_bytes).epsilon(0.03));
     for (std::size_t active = 1; active <= 4; ++active) CHECK(peak(active) <= bytes.bytes(active));
   }

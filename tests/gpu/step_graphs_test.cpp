@@ -141,11 +141,15 @@ TEST_CASE("what is wrong is said, and nothing is captured") {
   CHECK(training.graphs.size() == 0);
   int calls = 0;
   droppeft::StepGraphs failing(*training.stack, [&]() -> Tensor {
+    const Tensor loss = training.step();
+    loss.backward();
     if (++calls == 2) throw std::runtime_error("mine");
-    return training.step();
+    return loss;
   });
   CHECK_THROWS_WITH(failing.run(Plan(4)), "mine");
   CHECK(failing.size() == 0);
+  for (const auto& parameter : droppeft::trainable_parameters(*training.stack))
+    CHECK_FALSE(parameter.grad().defined());
   CHECK(std::isfinite(failing.run(Plan(4)).item<double>()));
 }
 

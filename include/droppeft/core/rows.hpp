@@ -14,7 +14,10 @@ namespace droppeft {
 
 namespace detail {
 
-inline void check_rows(const char* function, const at::Tensor& rows, std::int64_t count) {
+inline void check_rows(const char* function, const at::Tensor& x, const at::Tensor& rows,
+                       std::int64_t count) {
+  check(rows.device() == x.device(), "droppeft::", function, ": rows must be on ", x.device(),
+        " as x is, got ", rows.device());
   check(rows.dim() == 1 && rows.scalar_type() == at::kLong, "droppeft::", function,
         ": rows must be an int64 vector, got ", rows.scalar_type(), " ", rows.sizes());
   if (!rows.is_cpu()) return;
@@ -30,10 +33,11 @@ inline void check_rows(const char* function, const at::Tensor& rows, std::int64_
 inline void check_some(const char* function, const at::Tensor& x, const at::Tensor& rows,
                        const at::Tensor& y) {
   check(y.dim() == x.dim() && y.size(0) == rows.size(0) &&
-            y.sizes().slice(1) == x.sizes().slice(1) && y.dtype() == x.dtype(),
+            y.sizes().slice(1) == x.sizes().slice(1) && y.dtype() == x.dtype() &&
+            y.device() == x.device(),
         "droppeft::", function, ": y must have a row for each of the ", rows.size(0),
-        " of x, and x's dtype, got ", y.dtype(), " ", y.sizes(), " for x ", x.dtype(), " ",
-        x.sizes());
+        " of x, and x's dtype and device, got ", y.dtype(), " ", y.sizes(), " on ", y.device(),
+        " for x ", x.dtype(), " ", x.sizes(), " on ", x.device());
   check(!(x.is_leaf() && x.requires_grad() && at::GradMode::is_enabled()), "droppeft::", function,
         ": x must not be a leaf that requires a gradient, for it is changed: pass a copy");
 }
@@ -249,20 +253,20 @@ struct PutRows : torch::autograd::Function<PutRows> {
 // bfloat16), and with droppeft::cuda on a GPU (float and bfloat16); everything else is LibTorch's
 // own indexing.
 //
-// They throw std::invalid_argument for rows of another dtype or shape, out of range or out of order
-// (on a GPU nobody looks), and tensors that do not match.
+// They throw std::invalid_argument for rows of another dtype, shape or device, out of range or
+// order (on a GPU nobody looks), and tensors that do not match.
 
 /// x [n, ...] -> y [k, ...]: y[i] = x[rows[i]]. Its gradient is scatter_rows.
 inline at::Tensor gather_rows(const at::Tensor& x, const at::Tensor& rows) {
   check(x.dim() >= 1, "droppeft::gather_rows: x must have a dimension, got a scalar");
-  detail::check_rows("gather_rows", rows, x.size(0));
+  detail::check_rows("gather_rows", x, rows, x.size(0));
   return detail::GatherRows::apply(x, rows);
 }
 
 /// y [k, ...] -> x [count, ...]: x[rows[i]] = y[i], and zeros elsewhere, as padding is. Its
 /// gradient is gather_rows.
 inline at::Tensor scatter_rows(const at::Tensor& y, const at::Tensor& rows, std::int64_t count) {
-  detail::check_rows("scatter_rows", rows, count);
+  detail::check_rows("scatter_rows", y, rows, count);
   check(y.dim() >= 1 && y.size(0) == rows.size(0),
         "droppeft::scatter_rows: y must have a row for each of the ", rows.size(0), ", got ",
         y.sizes());
@@ -273,7 +277,7 @@ inline at::Tensor scatter_rows(const at::Tensor& y, const at::Tensor& rows, std:
 inline at::Tensor scatter_add_rows_(const at::Tensor& x, const at::Tensor& rows,
                                     const at::Tensor& y, double scale = 1) {
   check(x.dim() >= 1, "droppeft::scatter_add_rows_: x must have a dimension, got a scalar");
-  detail::check_rows("scatter_add_rows_", rows, x.size(0));
+  detail::check_rows("scatter_add_rows_", x, rows, x.size(0));
   detail::check_some("scatter_add_rows_", x, rows, y);
   return detail::ScatterAddRows::apply(x, rows, y, scale);
 }
@@ -281,7 +285,7 @@ inline at::Tensor scatter_add_rows_(const at::Tensor& x, const at::Tensor& rows,
 /// x[rows[i]] = y[i], in place; returns x [n, ...]. y [k, ...], of x's dtype.
 inline at::Tensor put_rows_(const at::Tensor& x, const at::Tensor& rows, const at::Tensor& y) {
   check(x.dim() >= 1, "droppeft::put_rows_: x must have a dimension, got a scalar");
-  detail::check_rows("put_rows_", rows, x.size(0));
+  detail::check_rows("put_rows_", x, rows, x.size(0));
   detail::check_some("put_rows_", x, rows, y);
   return detail::PutRows::apply(x, rows, y);
 }

@@ -4,6 +4,7 @@
 #include <ATen/cuda/CUDAContext.h>
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDAGuard.h>
+#include <c10/util/ScopeExit.h>
 #include <torch/nn/module.h>
 
 #include <algorithm>
@@ -49,10 +50,16 @@ namespace droppeft {
 /// and no graph of autograd of an earlier step may be alive. Optimisers stay outside, for they
 /// count their steps on the CPU: droppeft::AdamW is one launch more.
 ///
-/// Graphs share their memory, the most that one of them needs; and each costs some 100 KB a
-/// hundred kernels. So the plans should be few: see PlanCodebook.
+/// What a graph does is settled when it is captured: training or eval mode, drop rates and their
+/// scaling, streams, what requires a gradient, where parameters lie. All that is trained must be in
+/// `model`. Autocast belongs into `step`, not around run(). While a plan is captured no other
+/// thread may use the GPU.
 ///
-/// Needs LibTorch with CUDA, and the toolkit's headers. `model` must outlive it. run() throws
+/// Graphs share their memory: the most that one of them needs, the gradients and loss of each, and
+/// some 100 KB a hundred kernels. So the plans should be few: see PlanCodebook.
+///
+/// Needs LibTorch with CUDA, the toolkit's headers and, if the model has dropout of numbers,
+/// droppeft::cuda. `model` must outlive it. run() throws
 /// std::invalid_argument unless the plan has as many layers as the model, what `step` throws, and
 /// c10::Error for what cannot be captured.
 ///
@@ -112,6 +119,8 @@ class StepGraphs {
     const CountedRuns counted(runs_);
     at::cuda::getCurrentCUDAStream().synchronize();
     const c10::cuda::CUDAStreamGuard on(stream_);
+    // What a capture that failed leaves behind was never computed.
+    auto clear = c10::make_scope_exit([&] { clear_gradients(); });
     clear_gradients();
     step_();
     clear_gradients();
@@ -131,6 +140,7 @@ class StepGraphs {
       throw;
     }
     made.graph->capture_end();
+    clear.release();
     for (const at::Tensor& parameter : trainable_parameters(*model_))
       if (parameter.grad().defined()) made.gradients.emplace_back(parameter, parameter.grad());
     captured_.push_back(std::move(made));

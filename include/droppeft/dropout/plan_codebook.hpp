@@ -28,6 +28,9 @@ namespace droppeft {
 /// sum_l n_l / M layers. Apart from that they are random: from layers dealt out in turn, pairs of
 /// plans trade those that only one of them has (Strona et al., Nature Communications 5, 2014).
 ///
+/// With a DropScaling the scale is that of the model's own rates: set them to marginal_rates(). A
+/// plan without a layer is possible where sum_l n_l < M.
+///
 /// Which layers run together is limited to the plans there are: k of L layers have L! / (k! (L -
 /// k)!) plans. Where nothing is prepared, take a gate.
 ///

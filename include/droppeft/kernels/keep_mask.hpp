@@ -51,7 +51,8 @@ struct KeepMask {
   }
 
   /// `runs` of the masks that next() makes on this thread.
-  static inline thread_local const std::uint64_t* counted_runs = nullptr;
+  [[gnu::visibility("default")]] static inline thread_local const std::uint64_t* counted_runs =
+      nullptr;
 
   DROPPEFT_HOST_DEVICE bool keeps_all() const { return threshold == 0; }
 

@@ -30,17 +30,20 @@ namespace droppeft::cuda {
 
 namespace detail {
 
-// On matrix units: a warp works on 16 rows (for the gradient 8) and one block of KeepMask, lane (g,
-// t) = (lane / 4, lane % 4) on rows g and g + 8 and on the columns of which Philox blocks 4 t to 4
-// t + 3 tell: 4 t
-// + i + 16 h for i < 4, h < 8. So nobody needs another's bits, and four numbers lie in a row. (The
-// gradient: rows t and t + 4, columns 2 g + i + 16 h for i < 2.) Which of a tile's columns is which
-// column of the matrix unit's operands is free, and chosen so that a lane has what it needs.
+// On matrix units a warp works on one block of KeepMask, 128 columns, of some rows, and a lane on
+// columns that whole Philox blocks tell of, so that nobody needs another's bits; with g = lane / 4,
+// t = lane % 4 and h < 8 these are
+//
+//     to_low_rank          rows g, g + 8     columns 16 h + 4 t + i, i < 4
+//     low_rank_gradient    rows t, t + 4     columns 16 h + 2 g + i, i < 2
+//
+// Which of them is which column of the unit's operands is free: what a lane has is what it gives.
 constexpr int tile_rows = 16;
 constexpr int tile_ranks = 8;
 constexpr int tile_columns = static_cast<int>(KeepMask::block_size);
 constexpr int tile_halves = tile_columns / 16;
 constexpr int most_warps = 8;
+constexpr int gradient_warps = 4;
 // Adding, without them: a warp works on four rows and a chunk of columns.
 constexpr int skinny_rows = 4;
 constexpr int skinny_warps = 4;
@@ -306,13 +309,13 @@ __global__ void __launch_bounds__(warp_size* detail::skinny_warps)
 
 /// A group has a block of columns, eight ranks and some rows, which its warps take in turn.
 template <class T, bool Whole>
-__global__ void __launch_bounds__(warp_size * 4, 4)
+__global__ void __launch_bounds__(warp_size* detail::gradient_warps, 4)
     low_rank_gradient_kernel(float* g, const float* z, const T* x, std::int64_t rows,
                              std::int64_t width, std::int64_t rank, std::int64_t pieces,
                              KeepMask mask) {
   using namespace detail;
   mask = in_this_run(mask);
-  constexpr int warps = 4;
+  constexpr int warps = gradient_warps;
   __shared__ float shared[warps][tile_ranks][tile_columns + 4];
   const int lane = static_cast<int>(threadIdx.x), group = lane / 4, t = lane % 4;
   const int columns = static_cast<int>(width);
@@ -375,10 +378,11 @@ namespace detail {
 
 inline void check_skinny(const char* function, std::int64_t rows, std::int64_t width,
                          std::int64_t rank) {
-  constexpr std::int64_t widest = std::int64_t{tile_columns} * 65535;  // groups along y
-  check(rows >= 0 && width >= 0 && width <= widest && rank >= 0 && rank <= widest,
-        "cuda::", function, ": rows must not be negative, width and rank in [0, ", widest,
-        "], got ", rows, ", ", width, " and ", rank);
+  constexpr std::int64_t most_groups = 65535;  // along y
+  constexpr std::int64_t widest = tile_columns * most_groups, highest = tile_ranks * most_groups;
+  check(rows >= 0 && width >= 0 && width <= widest && rank >= 0 && rank <= highest,
+        "cuda::", function, ": rows must not be negative, width in [0, ", widest,
+        "] and rank in [0, ", highest, "], got ", rows, ", ", width, " and ", rank);
 }
 
 inline unsigned groups_of(std::int64_t count, std::int64_t size) {
@@ -428,14 +432,14 @@ cudaError_t low_rank_gradient(float* gradients, const float* z, const T* x, std:
                               const KeepMask& mask, cudaStream_t stream) {
   using namespace detail;
   check_skinny("low_rank_gradient", rows, width, rank);
-  check(pieces >= 1 && pieces <= 65535,
-        "cuda::low_rank_gradient: pieces must be in [1, 65535], got ", pieces);
+  check(pieces >= 1 && pieces <= 16384,  // times groups of ranks
+        "cuda::low_rank_gradient: pieces must be in [1, 16384], got ", pieces);
   if (width == 0 || rank == 0) return cudaSuccess;
   auto* const kernel = takes_vectors<T>(width, x) ? low_rank_gradient_kernel<T, true>
                                                   : low_rank_gradient_kernel<T, false>;
   const auto groups = static_cast<unsigned>(pieces * groups_of(rank, tile_ranks));
-  return launch(kernel, {groups, groups_of(width, tile_columns)}, {warp_size, 4}, stream, gradients,
-                z, x, rows, width, rank, pieces, mask);
+  return launch(kernel, {groups, groups_of(width, tile_columns)}, {warp_size, gradient_warps},
+                stream, gradients, z, x, rows, width, rank, pieces, mask);
 }
 
 }  // namespace droppeft::cuda
