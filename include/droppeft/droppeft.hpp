@@ -38,6 +38,7 @@
 #include "droppeft/core/parallel.hpp"
 #include "droppeft/core/rows.hpp"
 #include "droppeft/core/state.hpp"
+#include "droppeft/core/sum_of_parts.hpp"
 #include "droppeft/dropout/dropout.hpp"
 #include "droppeft/dropout/dropout_add_norm.hpp"
 #include "droppeft/dropout/droppable.hpp"

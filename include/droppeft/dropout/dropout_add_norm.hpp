@@ -18,6 +18,7 @@
 #include "droppeft/core/check.hpp"
 #include "droppeft/core/kernel_tensors.hpp"
 #include "droppeft/core/module.hpp"
+#include "droppeft/core/sum_of_parts.hpp"
 #include "droppeft/dropout/dropout.hpp"
 #include "droppeft/kernels/cpu/dropout_add_norm.hpp"
 #include "droppeft/kernels/keep_mask.hpp"
@@ -171,16 +172,7 @@ struct DropoutAddNormFunction : torch::autograd::Function<DropoutAddNormFunction
       });
     });
     const auto total = [&](const at::Tensor& all) {
-      if (!all.defined()) return all;
-      at::Tensor result = at::zeros({width}, all.options());
-      if (all.is_cuda()) {
-        const OnGpu gpu(all);
-        cuda::slots.sum_of_rows(kernel_data<float>(result), kernel_data<const float>(all), pieces,
-                                width, gpu.stream);
-      } else {
-        for (std::int64_t i = 0; i < pieces; ++i) result.add_(all[i]);
-      }
-      return result.to(sum.scalar_type());
+      return all.defined() ? sum_of_parts(all).to(sum.scalar_type()) : all;
     };
     return {dbranch, dresidual, total(dweights), total(dbiases), at::Tensor()};
   }

@@ -179,17 +179,4 @@ inline at::Tensor scaled_transpose(const at::Tensor& matrix, double scaling) {
   return made;
 }
 
-/// parts [n, r, width] -> [r, width], added up in order.
-inline at::Tensor sum_of_parts(const at::Tensor& parts) {
-  const at::Tensor sum = at::empty(parts.sizes().slice(1), parts.options());
-  if (parts.is_cuda()) {
-    const OnGpu gpu(parts);
-    cuda::slots.sum_of_rows(kernel_data<float>(sum), kernel_data<float>(parts), parts.size(0),
-                            sum.numel(), gpu.stream);
-  } else {
-    cpu::add_up(kernel_data<float>(sum), kernel_data<float>(parts), parts.size(0), sum.numel());
-  }
-  return sum;
-}
-
 }  // namespace droppeft::detail

@@ -16,6 +16,7 @@
 #include "droppeft/core/check.hpp"
 #include "droppeft/core/kernel_tensors.hpp"
 #include "droppeft/core/masked.hpp"
+#include "droppeft/core/sum_of_parts.hpp"
 #include "droppeft/kernels/cpu/skinny.hpp"
 #include "droppeft/kernels/keep_mask.hpp"
 #include "droppeft/peft/lora_kernels.hpp"
