@@ -80,7 +80,6 @@ class StepGraphs {
   at::Tensor run(const Plan& plan) {
     const auto found = std::ranges::find(captured_, plan, &Captured::plan);
     Captured& its = found != captured_.end() ? *found : capture(plan);
-    clear_gradients();
     for (const auto& [parameter, gradient] : its.gradients) parameter.mutable_grad() = gradient;
     its.graph->replay();
     return its.loss;
@@ -94,7 +93,8 @@ class StepGraphs {
     Plan plan;
     std::unique_ptr<at::cuda::CUDAGraph> graph;
     at::Tensor loss;
-    std::vector<std::pair<at::Tensor, at::Tensor>> gradients;  // parameter and its gradient
+    // Each parameter that is trained and its gradient, undefined in dropped layers.
+    std::vector<std::pair<at::Tensor, at::Tensor>> gradients;
   };
 
   /// Masks drawn while it lives count the runs of the graph.
@@ -142,7 +142,7 @@ class StepGraphs {
     made.graph->capture_end();
     clear.release();
     for (const at::Tensor& parameter : trainable_parameters(*model_))
-      if (parameter.grad().defined()) made.gradients.emplace_back(parameter, parameter.grad());
+      made.gradients.emplace_back(parameter, parameter.grad());
     captured_.push_back(std::move(made));
     return captured_.back();
   }
