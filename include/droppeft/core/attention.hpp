@@ -13,14 +13,14 @@ namespace detail {
 
 /// softmax(q k^T / sqrt(d) + bias), added up and normalised in fp32, in q's dtype.
 inline at::Tensor attention_weights(const at::Tensor& q, const at::Tensor& k,
-                                    const std::optional<at::Tensor>& bias) {
+                                    const at::Tensor& bias) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const auto floats = [](const at::Tensor& x) {
     return x.to(at::kFloat, /*non_blocking=*/false, /*copy=*/false, at::MemoryFormat::Contiguous);
   };
   at::Tensor scores = at::matmul(floats(q), floats(k).transpose(-2, -1));
   scores.mul_(1 / std::sqrt(static_cast<double>(q.size(-1))));
-  if (bias) scores.add_(*bias);
+  if (bias.defined()) scores.add_(bias);
   scores = at::softmax(scores, -1);
   return scores.to(q.scalar_type());
 }
@@ -30,8 +30,9 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
   using Tensors = torch::autograd::variable_list;
 
   static at::Tensor forward(Context* context, const at::Tensor& q, const at::Tensor& k,
-                            const at::Tensor& v, const std::optional<at::Tensor>& bias) {
-    context->save_for_backward({q, k, v, bias.value_or(at::Tensor())});
+                            const at::Tensor& v, const std::optional<at::Tensor>& its_bias) {
+    const at::Tensor bias = its_bias.value_or(at::Tensor());
+    context->save_for_backward({q, k, v, bias});
     return at::matmul(attention_weights(q, k, bias), v);
   }
 
@@ -39,8 +40,7 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     const Tensors saved = context->get_saved_variables();
     const at::Tensor &q = saved[0], &k = saved[1], &v = saved[2], &gy = gradients[0];
-    const at::Tensor weights =
-        attention_weights(q, k, saved[3].defined() ? std::optional(saved[3]) : std::nullopt);
+    const at::Tensor weights = attention_weights(q, k, saved[3]);
     const at::Tensor gscores = at::_softmax_backward_data(at::matmul(gy, v.transpose(-2, -1)),
                                                           weights, -1, weights.scalar_type()) *
                                (1 / std::sqrt(static_cast<double>(q.size(-1))));

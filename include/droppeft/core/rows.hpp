@@ -45,8 +45,8 @@ inline void check_some(const char* function, const at::Tensor& x, const at::Tens
 /// Do its rows lie one after the other, as bytes that can be copied (on a GPU: as numbers that its
 /// kernels work on)?
 inline bool has_rows(const at::Tensor& x) {
-  return (x.is_cpu() || (x.is_cuda() && has_kernel(x))) && x.layout() == at::kStrided &&
-         x.is_contiguous() && !x.is_neg() && !x.is_conj() && !x._is_zerotensor();
+  return (x.is_cpu() || has_kernel(x)) && x.layout() == at::kStrided && x.is_contiguous() &&
+         !x.is_neg() && !x.is_conj() && !x._is_zerotensor();
 }
 
 /// If x is on a GPU, function.operator()<T>(its kernels, width of a row, stream).
