@@ -140,8 +140,8 @@ void record_step_skip(Report& report, const Shape& shape) {
 
 /// The derivation is in docs/bench.md.
 std::int64_t derived_peak(const Shape& shape, std::int64_t k) {
-  const std::int64_t saved = 44 * shape.width + 4 * shape.heads + 2 * 8 + 2 * 4 * rank;
-  return (k * saved + 32 * shape.width) * shape.tokens();
+  const std::int64_t saved = 40 * shape.width + 4 * shape.heads + 2 * 4 + 2 * 4 * rank;
+  return (k * saved + 36 * shape.width) * shape.tokens();
 }
 
 /// Bytes at the most, by row.

@@ -30,21 +30,22 @@ struct LayerCost {
 
   /// Bytes of a training step on so many sequences of so many places, padding too, beside the
   /// weights. As derived in docs/bench.md, f being the inner width and e the element size: each
-  /// active layer keeps 7 d + f numbers of the encoder's a place, and in fp32 whatever e is,
-  /// log-sum-exps, mean and inverse deviation of the norms and the low-rank products: e (7 d + f) +
-  /// 4 a + 16 + 8 r bytes; in bf16 neither attention's output nor the log-sum-exps. The one that
-  /// runs needs 2 e f more, in bf16 attention 8 a times the length and 8 d, if that is more. Upper
-  /// bounds beside that: 4 e d a place for the embeddings and the head's input (its fp32 copy of a
-  /// bf16 output included, which takes 2 e d), and the trained parameters, always fp32, five times
-  /// (old, new, gradient, two moments). Not counted: what attention in fp32 needs for each thread,
-  /// which only shows where all else is kilobytes.
+  /// active layer keeps 6 d + f numbers of the encoder's a place, and in fp32 whatever e is, the
+  /// low-rank products and what norms and attention know of a row: e (6 d + f) + 8 r + 4 a + 8
+  /// bytes, in bf16 e (6 d + f) + 8 r + 16 (not attention's output, but the norms' sums). The one
+  /// that runs needs 2 e f more, in bf16 attention 8 a times the length and 8 d, if that is more.
+  /// In fp32 a norm some of whose weights are below 1/64 of their bias keeps 4 d more. Upper bounds
+  /// beside that: 4 e d a place for the embeddings and the head's input (its fp32 copy of a bf16
+  /// output included, which takes 2 e d), and the trained parameters, always fp32, five times (old,
+  /// new, gradient, two moments). Not counted: what attention in fp32 needs for each thread, which
+  /// only shows where all else is kilobytes.
   droppeft::StepBytes step_bytes(std::int64_t sequences, std::int64_t length,
                                  std::int64_t trained_bytes) const {
     const double n = number(sequences * length), d = number(config.width);
     const double f = number(config.inner), a = number(config.heads);
     const auto e = static_cast<double>(element_size);
     const bool half = element_size == 2;
-    const double kept = e * ((half ? 6 : 7) * d + f) + (half ? 0 : 4 * a) + 16 + 8 * number(rank);
+    const double kept = e * (6 * d + f) + 8 * number(rank) + (half ? 16 : 4 * a + 8);
     const double running = std::max(2 * e * f, half ? 8 * (a * number(length) + d) : 0);
     return {n * kept, n * (4 * e * d + running) + 5 * number(trained_bytes)};
   }

@@ -74,8 +74,9 @@ class Problem {
     droppeft::cpu::dropout_add_norm<T>(its_call, branch.data(), if_all(residual.data()),
                                        if_all(bias.data()), out.y.data(), out.sum.data(),
                                        out.mean.data(), out.rstd.data(), 0, setting.rows);
-    droppeft::cpu::dropout_add_norm_backward<T>(
-        its_call, dy.data(), if_all(dsum.data()), out.sum.data(), out.mean.data(), out.rstd.data(),
+    droppeft::cpu::dropout_add_norm_backward(
+        its_call, dy.data(), if_all(dsum.data()),
+        droppeft::cpu::KeptSum<T>{out.sum.data(), out.mean.data(), out.rstd.data()},
         out.dbranch.data(), out.dresidual.data(), out.dweight.data(), out.dbias.data(), 0,
         setting.rows);
     return out;

@@ -18,6 +18,8 @@ using droppeft::Stream;
 using droppeft::cpu::BFloat16;
 using droppeft::cpu::DropoutAddNorm;
 using droppeft::cpu::Isa;
+using droppeft::cpu::KeptSum;
+using droppeft::cpu::KeptY;
 using droppeft::cpu::Norm;
 
 namespace {
@@ -63,15 +65,24 @@ struct Problem {
     dweight.assign(weight.size(), 0), dbias.assign(weight.size(), 0);
   }
 
-  void run(Isa isa, const std::vector<std::int64_t>& cuts) {
+  /// Backward from the sum, or from y.
+  void run(Isa isa, const std::vector<std::int64_t>& cuts, bool from_y = false) {
     for (std::size_t i = 0; i + 1 < cuts.size(); ++i)
       droppeft::cpu::dropout_add_norm<T>(call, branch.data(), residual.data(), bias.data(),
                                          y.data(), sum.data(), mean.data(), rstd.data(), cuts[i],
                                          cuts[i + 1], isa);
-    for (std::size_t i = 0; i + 1 < cuts.size(); ++i)
-      droppeft::cpu::dropout_add_norm_backward<T>(
-          call, dy.data(), dsum.data(), sum.data(), mean.data(), rstd.data(), dbranch.data(),
-          dresidual.data(), dweight.data(), dbias.data(), cuts[i], cuts[i + 1], isa);
+    const auto backward = [&](const auto& kept) {
+      for (std::size_t i = 0; i + 1 < cuts.size(); ++i)
+        droppeft::cpu::dropout_add_norm_backward(call, dy.data(), dsum.data(), kept, dbranch.data(),
+                                                 dresidual.data(), dweight.data(), dbias.data(),
+                                                 cuts[i], cuts[i + 1], isa);
+    };
+    if constexpr (std::is_same_v<T, float>) {
+      std::vector<float> inverse;
+      for (const float number : weight) inverse.push_back(1 / number);
+      if (from_y) return backward(KeptY{y.data(), bias.data(), inverse.data(), rstd.data()});
+    }
+    backward(KeptSum<T>{sum.data(), mean.data(), rstd.data()});
   }
 
   /// The largest error in units of `tolerance`: of outputs and gradients.
@@ -151,6 +162,23 @@ TEST_CASE_TEMPLATE("outputs and gradients are those of double arithmetic", T, fl
           Problem<T> some(norm, 6, width, rate, {2, -1, 0, -1, -1, 1});
           some.run(isa, {0, 6});
           CHECK(some.worst(tolerance) < 1);
+        }
+}
+
+TEST_CASE("gradients from y are those from the sum, to the rounding of y") {
+  for (const Isa isa : isas())
+    for (const Norm norm : {Norm::layer, Norm::rms})
+      for (const std::int64_t width : {1, 2, 15, 17, 128, 130, 384})
+        for (const double rate : {0.0, 0.3}) {
+          CAPTURE(static_cast<int>(isa));
+          CAPTURE(static_cast<int>(norm));
+          CAPTURE(width);
+          CAPTURE(rate);
+          Problem<float> problem(norm, 6, width, rate, {2, -1, 0, -1, -1, 1});
+          // |bias / weight| <= 2.4: what is known of h is worth (1 + 2.4) roundings, not 1.
+          for (float& number : problem.weight) number += number < 0 ? -0.25F : 0.25F;
+          problem.run(isa, {0, 6}, /*from_y=*/true);
+          CHECK(problem.worst(3.4 * 16 * 0x1p-24) < 1);
         }
 }
 

@@ -194,7 +194,75 @@ void dropout_add_norm(const DropoutAddNorm<T>& call, const T* branch, const T* r
   });
 }
 
-/// The gradients of rows first to end - 1, from those of y and, unless it is null, of sum:
+/// What forward left for backward's normalised rows h: sum and mean, h = (sum - mean) rstd.
+template <class T>
+struct KeptSum {
+  const T* sum;
+  const float* mean;
+  const float* rstd;
+};
+
+/// The same of y, which the next layer keeps anyway: h = (y - bias) / weight. Its error is that of
+/// y's rounding, 2^-24 (|h| + |bias / weight|) in fp32: not for weights much smaller than the bias.
+struct KeptY {
+  const float* y;
+  const float* bias;            // [width]; null: zeros
+  const float* inverse_weight;  // [width]: 1 / weight; null: ones
+  const float* rstd;
+};
+
+namespace detail {
+
+/// A row of h, pack by pack.
+template <int W, class Kept>
+struct NormedRow;
+
+template <int W, class T>
+struct NormedRow<W, KeptSum<T>> {
+  [[gnu::always_inline]] NormedRow(const KeptSum<T>& kept, std::int64_t row, std::int64_t width)
+      : sum(kept.sum + row * width), mean(kept.mean[row]), rstd(kept.rstd[row]) {
+    fill(means, mean);
+    fill(rstds, rstd);
+  }
+  template <int N>
+  [[gnu::always_inline]] void load(Pack<float, N>& h, std::int64_t column) const {
+    cpu::load(h, sum + column);
+    if constexpr (N == W)
+      h = (h - means) * rstds;
+    else
+      h = (h - mean) * rstd;
+  }
+
+  const T* sum;
+  float mean, rstd;
+  Pack<float, W> means, rstds;
+};
+
+template <int W>
+struct NormedRow<W, KeptY> {
+  [[gnu::always_inline]] NormedRow(const KeptY& its, std::int64_t row, std::int64_t width)
+      : kept(its), y(its.y + row * width), rstd(its.rstd[row]) {
+    fill(rstds, rstd);
+  }
+  template <int N>
+  [[gnu::always_inline]] void load(Pack<float, N>& h, std::int64_t column) const {
+    Pack<float, N> shift, factor;
+    cpu::load(h, y + column);
+    load_or<N>(shift, kept.bias, column, 0);
+    load_or<N>(factor, kept.inverse_weight, column, 1);
+    h = (h - shift) * factor;
+  }
+
+  KeptY kept;
+  const float* y;
+  float rstd;
+  Pack<float, W> rstds;
+};
+
+}  // namespace detail
+
+/// The gradients of rows first to end - 1, from those of y and, unless it is null, of sum, and from
+/// what was kept (KeptSum<T>, or in fp32 KeptY):
 ///
 ///     g = dy * weight, h = (sum - mean) * rstd
 ///     dresidual = rstd * (g - [layer] average(g) - h * average(g h)) + dsum
@@ -203,11 +271,11 @@ void dropout_add_norm(const DropoutAddNorm<T>& call, const T* branch, const T* r
 /// and, added to what is there, dweight += dy h, dbias += dy (both [width]). What is null is not
 /// computed; dbranch may be dresidual where b = i. Serial; give threads rows and, for dweight and
 /// dbias, sums of their own.
-template <class T>
+template <class T, class Kept>
 void dropout_add_norm_backward(const DropoutAddNorm<T>& call, const T* dy, const T* dsum,
-                               const T* sum, const float* mean, const float* rstd, T* dbranch,
-                               T* dresidual, float* dweight, float* dbias, std::int64_t first,
-                               std::int64_t end, Isa isa = best_isa()) {
+                               const Kept& kept, T* dbranch, T* dresidual, float* dweight,
+                               float* dbias, std::int64_t first, std::int64_t end,
+                               Isa isa = best_isa()) {
   if (first >= end) return;
   dispatch(isa, [=]<int W>() DROPPEFT_INLINE {
     const std::int64_t width = call.width;
@@ -218,22 +286,14 @@ void dropout_add_norm_backward(const DropoutAddNorm<T>& call, const T* dy, const
     for (std::int64_t i = first; i < end; ++i) {
       const std::int64_t row = call.branch_row == nullptr ? i : call.branch_row[i];
       const T* const upper = dy + i * width;
-      const T* const value_row = sum + i * width;
+      const detail::NormedRow<W, Kept> normed(kept, i, width);
       const T* const direct = dsum == nullptr ? nullptr : dsum + i * width;
       T* const lower = dresidual == nullptr ? nullptr : dresidual + i * width;
-      Pack<float, W> shift, scale;
-      fill(shift, mean[i]);
-      fill(scale, rstd[i]);
-      const float shift1 = mean[i], scale1 = rstd[i];
       detail::Sum<W> g_sum, gh_sum;
       for_packs<W>(width, [&]<int N>(std::int64_t column) DROPPEFT_INLINE {
         Pack<float, N> g, h, factor;
         load(g, upper + column);
-        load(h, value_row + column);
-        if constexpr (N == W)
-          h = (h - shift) * scale;
-        else
-          h = (h - shift1) * scale1;
+        normed.template load<N>(h, column);
         const auto accumulate = [&](float* into, const Pack<float, N>& more) DROPPEFT_INLINE {
           Pack<float, N> before;
           load(before, into + column);
@@ -254,15 +314,12 @@ void dropout_add_norm_backward(const DropoutAddNorm<T>& call, const T* dy, const
       const auto gradient = [&]<int N>(Pack<float, N>& g, std::int64_t column) DROPPEFT_INLINE {
         Pack<float, N> h, factor;
         load(g, upper + column);
-        load(h, value_row + column);
+        normed.template load<N>(h, column);
         detail::load_or<N>(factor, weight, column, 1);
-        if constexpr (N == W) {
-          h = (h - shift) * scale;
-          g = scale * (g * factor - g_means - h * gh_means);
-        } else {
-          h = (h - shift1) * scale1;
-          g = scale1 * (g * factor - g_mean - h * gh_mean);
-        }
+        if constexpr (N == W)
+          g = normed.rstds * (g * factor - g_means - h * gh_means);
+        else
+          g = normed.rstd * (g * factor - g_mean - h * gh_mean);
         if (direct != nullptr) {
           Pack<float, N> more;
           load(more, direct + column);
