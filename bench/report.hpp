@@ -99,7 +99,11 @@ class Report {
         const auto option = options.begin() + static_cast<std::ptrdiff_t>(i);
         options.erase(option, option + 2);
       }
-    if (!initialize(options)) std::exit(2);
+    const auto help = [] {
+      std::puts("options: [--quick] [--json FILE] [--serve], and Google Benchmark's:");
+      benchmark::PrintDefaultHelp();
+    };
+    if (!initialize(options, help)) std::exit(2);
     if (!serve_) machine_ = print_machine(std::cout);
   }
 
@@ -256,6 +260,11 @@ class Report {
   }
 
   void print() const {
+    std::puts(
+        "\nms: median; +-: its standard error, and that of the per cent; limit ms: the least bytes "
+        "at "
+        "this run's\ntriad or read rate, or the operations at its at::mm rate, whichever takes "
+        "longer; % of it: limit / ms;\npeak MB: allocated by LibTorch in a call");
     std::string title;
     for (const auto& one : records_) {
       const auto text = [&](const char* key) { return one.at(key).get<std::string>(); };

@@ -62,10 +62,10 @@ benchmark::internal::Benchmark* add_row(const std::string& row, int repetitions,
 
 /// Reads Google Benchmark's options, and interleaves the rows; false, with a message printed, when
 /// one is unknown.
-inline bool initialize(std::vector<char*> options) {
+inline bool initialize(std::vector<char*> options, void (*help)() = benchmark::PrintDefaultHelp) {
   static char interleave[] = "--benchmark_enable_random_interleaving=true";
   options.insert(options.begin() + 1, interleave);
   int left = static_cast<int>(options.size());
-  benchmark::Initialize(&left, options.data());
+  benchmark::Initialize(&left, options.data(), help);
   return !benchmark::ReportUnrecognizedArguments(left, options.data());
 }

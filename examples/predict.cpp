@@ -2,6 +2,7 @@
 // wrote; answers each with one line of JSON: {"label": ..., "probability": ..., "text": ...}.
 
 #include <CLI/CLI.hpp>
+#include <cstdint>
 #include <cstdlib>
 #include <droppeft/io/safetensors.hpp>
 #include <droppeft/peft/add_lora.hpp>
@@ -9,6 +10,7 @@
 #include <iostream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -17,33 +19,69 @@
 
 namespace {
 
-void predict(const std::filesystem::path& folder, const std::filesystem::path& adapter) {
-  using droppeft::require;
-  std::map<std::string, std::string> metadata;
-  const droppeft::State state = droppeft::load_safetensors(adapter, &metadata);
-  const auto about = nlohmann::json::parse(metadata["federated_text"], nullptr, false);
-  require(about.contains("labels"), adapter.string(), " is not an adapter of federated_text");
-  const auto labels = about.at("labels").get<std::vector<std::string>>();
+using droppeft::require;
 
-  const BertConfig config = read_bert_config(folder);
-  TextClassifier model(config, static_cast<std::int64_t>(labels.size()));
+/// What federated_text says of an adapter, in the file's metadata.
+struct About {
+  std::vector<std::string> labels;
+  std::int64_t rank, max_length;
+  std::string base;
+};
+
+About about_of(const std::map<std::string, std::string>& metadata, const BertConfig& config) {
+  const auto found = metadata.find("federated_text");
+  require(found != metadata.end(), "not an adapter of federated_text");
+  const auto json = nlohmann::json::parse(found->second);
+  const auto range = [&](const char* name, std::int64_t least, std::int64_t most) {
+    const std::int64_t value = json.at(name);
+    require(value >= least && value <= most, name, " must be in [", least, ", ", most, "], got ",
+            value);
+    return value;
+  };
+  return {.labels = json.at("labels"),
+          .rank = range("rank", 0, config.width),
+          .max_length = range("max_length", 3, config.positions),
+          .base = json.at("base")};
+}
+
+/// Puts an adapter into a model of its own, or throws what is wrong with the file.
+TextClassifier adapted(const std::filesystem::path& folder, const BertConfig& config,
+                       const About& about, const droppeft::State& state) {
+  TextClassifier model(config, static_cast<std::int64_t>(about.labels.size()));
   load_bert_weights(model->bert, folder);
-  require(base_fingerprint(model) == about.at("base"), adapter.string(),
-          " was trained on another model than ", folder.string());
-  if (const std::int64_t rank = about.at("rank"); rank > 0)
-    droppeft::add_lora(*model, {"query", "value"},
-                       droppeft::LoraOptions(rank).alpha(2.0 * static_cast<double>(rank)));
+  require(base_fingerprint(model) == about.base, "trained on another model than ", folder.string());
+  if (about.rank > 0)
+    droppeft::add_lora(
+        *model, {"query", "value"},
+        droppeft::LoraOptions(about.rank).alpha(2.0 * static_cast<double>(about.rank)));
+  for (const auto& [name, tensor] : state)
+    require(at::isfinite(tensor).all().item<bool>(), "'", name, "' holds NaN or infinity");
   droppeft::load_state(*model, state);
   droppeft::merge_lora(*model);
   model->eval();
+  return model;
+}
 
-  const auto tokenizer = read_tokenizer(folder, config, about.at("max_length"));
+void predict(const std::filesystem::path& folder, const std::filesystem::path& adapter) {
+  const BertConfig config = read_bert_config(folder);
+  std::map<std::string, std::string> metadata;
+  const droppeft::State state = droppeft::load_safetensors(adapter, &metadata);
+  About about;
+  TextClassifier model(nullptr);
+  try {
+    about = about_of(metadata, config);
+    model = adapted(folder, config, about, state);
+  } catch (const std::exception& error) {
+    throw std::runtime_error(adapter.string() + ": " + error.what());
+  }
+
+  const auto tokenizer = read_tokenizer(folder, config, static_cast<std::size_t>(about.max_length));
   at::NoGradGuard no_grad;
   for (std::string line; std::getline(std::cin, line);) {
     const auto ids = tokenizer.encode(line);
     const at::Tensor probability = model->forward(at::tensor(ids).unsqueeze(0), {}).softmax(1)[0];
     const auto best = probability.argmax().item<std::int64_t>();
-    const nlohmann::json answer{{"label", labels[static_cast<std::size_t>(best)]},
+    const nlohmann::json answer{{"label", about.labels[static_cast<std::size_t>(best)]},
                                 {"probability", probability[best].item<float>()},
                                 {"text", line}};
     std::cout << answer.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) << std::endl;

@@ -560,7 +560,7 @@ class Federation {
         optimizer.step();
         const auto value = loss.item<double>();
         droppeft::require(std::isfinite(value), "device ", task.client, " diverged: its loss is ",
-                          value, " in step ", step + 1, " of round ", rounds_done() + 1,
+                          std::abs(value), " in step ", step + 1, " of round ", rounds_done() + 1,
                           "; try a smaller --learning-rate or --head-learning-rate");
         sent.loss += value / number(settings_.local_steps);
         flops += (cost_.forward(batch) + cost_.backward(batch)) *

@@ -45,8 +45,9 @@ Settings parse(CLI::App& app, int argc, char** argv) {
   option("--out", s.out,
          "folder for metrics.jsonl, summary.json, accuracy.png, choices.png (what was played and "
          "believed), adapter.safetensors");
-  app.add_flag("--resume", s.resume, "go on from the checkpoint in --out");
-  app.add_flag("--overwrite", s.overwrite, "replace the run in --out");
+  app.add_flag("--resume", s.resume, "go on from the checkpoint in --out; begin if there is none");
+  app.add_flag("--overwrite", s.overwrite,
+               "replace the run in --out, which is there until the first round is done");
   option("--rounds", s.rounds,
          "rounds at most; with --compare droppeft may play six times as many in fedlora's time");
   option("--sim-seconds", s.sim_seconds, "end after so many simulated seconds; 0: no limit");
@@ -211,16 +212,17 @@ void check_out(const Settings& settings, const fs::path& folder) {
 }
 
 /// Removes what a run has left in a folder.
-void clear(const fs::path& folder) {
-  for (const char* file : {"checkpoint.safetensors", "metrics.jsonl", "summary.json",
-                           "accuracy.png", "choices.png", "adapter.safetensors"})
+void clear(const fs::path& folder, bool checkpoint_too) {
+  for (const char* file :
+       {"metrics.jsonl", "summary.json", "accuracy.png", "choices.png", "adapter.safetensors"})
     fs::remove(folder / file);
+  if (checkpoint_too) fs::remove(folder / "checkpoint.safetensors");
 }
 
 /// Plays the rounds of one method that are still to be played, keeping `folder` up to date.
-/// `before` is called when all settings are known to be right, and nothing is written yet.
+/// `begun` is called when the first of them is safe in the checkpoint, and nothing else is written.
 Run play(const Settings& settings, const fs::path& folder, const TextData& data,
-         const BertConfig& config, const std::function<void()>& before) {
+         const BertConfig& config, const std::function<void()>& begun) {
   torch::manual_seed(settings.seed);
   TextClassifier model(config, static_cast<std::int64_t>(data.labels.size()));
   load_bert_weights(model->bert, settings.model);
@@ -235,20 +237,19 @@ Run play(const Settings& settings, const fs::path& folder, const TextData& data,
               << "\n";
   }
 
-  const auto lines = [&] {
+  const auto write_metrics = [&] {
     std::string text;
     for (const auto& metrics : federation.metrics()) text += nlohmann::json(metrics).dump() + "\n";
-    return text;
+    write_file(folder / "metrics.jsonl", text);
   };
   std::error_code error;
   fs::create_directories(folder, error);
   droppeft::require(!error, "--out: cannot make the folder ", folder.string(), ": ",
                     error.message());
-  before();
-  write_file(folder / "metrics.jsonl", lines());
+  droppeft::ReplacingFile{folder / "metrics.jsonl"};  // throws where nothing can be written
   {
     Console console(settings.method);
-    while (federation.share_done() < 1) {
+    for (bool first = true; federation.share_done() < 1; first = false) {
       const double behind = federation.share_done();
       const auto& metrics = federation.play_round([&](std::int64_t done, std::int64_t all) {
         const auto rounds = static_cast<double>(federation.rounds_done());
@@ -256,11 +257,13 @@ Run play(const Settings& settings, const fs::path& folder, const TextData& data,
         console.step(federation.rounds_done() + 1,
                      behind + next * static_cast<double>(done) / static_cast<double>(all));
       });
-      write_file(folder / "metrics.jsonl", lines());
       federation.save(checkpoint);
+      if (first) begun();
+      write_metrics();
       console.round(metrics);
     }
   }
+  write_metrics();
   write_adapter(folder / "adapter.safetensors", federation, settings, data);
   Run run{.settings = settings, .metrics = federation.metrics()};
   for (const auto& parameter : model->parameters())
@@ -312,8 +315,9 @@ void federated_text(const Settings& settings) {
                        : std::vector{settings.out};
   for (const auto& folder : folders) check_out(settings, folder);
   const auto clear_all = [&] {
+    const auto& first_played = settings.compare ? plain_folder : settings.out;  // has a new one
     if (settings.overwrite)
-      for (const auto& folder : folders) clear(folder);
+      for (const auto& folder : folders) clear(folder, /*checkpoint_too=*/folder != first_played);
   };
   if (settings.threads > 0) at::set_num_threads(static_cast<int>(settings.threads));
   const BertConfig config = read_bert_config(settings.model);

@@ -161,13 +161,15 @@ inline void draw(const std::filesystem::path& path, const std::vector<Run>& runs
           "[0:*]\n";
   if (target > 0)
     plot << "set arrow 1 from graph 0, first " << target << " to graph 1, first " << target
-         << " nohead dt 2 lc '#999999'\n";
+         << " nohead dt 2 lc '#999999'\nset label 1 'target' at graph 0.01, first " << target
+         << " offset 0,0.6 tc '#777777'\n";
   plot << "plot ";
   for (std::size_t i = 0; i < runs.size(); ++i)
     plot << (i ? ", " : "") << "$run" << i << " using 1:2 with points pt 7 ps 0.5 lc '"
-         << colours[i] << "' notitle, $run" << i << " using 1:3 with lines lw 2.5 lc '"
-         << colours[i] << "' title '" << runs[i].settings.method << " (mean of "
-         << (i ? "the same time" : "three rounds") << ")'";
+         << colours[i] << "' title '" << (i ? "" : "single rounds") << "', $run" << i
+         << " using 1:3 with lines lw 2.5 lc '" << colours[i] << "' title '"
+         << runs[i].settings.method << ", mean of "
+         << (i ? "as many seconds" : "the last three rounds") << "'";
   plot << '\n';
   if (pair) {
     const auto share = [&](const auto& value) {
@@ -183,7 +185,8 @@ inline void draw(const std::filesystem::path& path, const std::vector<Run>& runs
       plot << place << ' ' << (std::isfinite(height) ? height : 0) << " \"" << label
            << (std::isfinite(height) ? "" : "\\n(not reached)") << "\"\n";
     };
-    plot << "unset arrow 1\nset size 0.34,1\nset origin 0.66,0\nunset key\nunset xlabel\n"
+    plot << "unset arrow 1\nunset label 1\nset size 0.34,1\nset origin 0.66,0\nunset key\nunset "
+            "xlabel\n"
          << "set ylabel '" << runs[1].settings.method << " as % of " << runs[0].settings.method
          << "'\n"
          << "set bmargin 4\nset yrange [0:*]\nset offsets 0,0,12,0\nset xrange [-0.6:2.6]\nset "
@@ -250,8 +253,11 @@ inline void draw_choices(const std::filesystem::path& path,
     plot << "$played" << arm << " using 1:($3 > 0 ? $2 : NaN):3 with points pt 7 ps variable lt "
          << arm << " + 1";
   });
-  plot << "set size 1," << 1 - share << "\nset origin 0,0\nset title 'believed worth, 95 % "
-       << "intervals'\nset autoscale y\nset ytics auto\nset xlabel 'round'\n"
+  plot << "set size 1," << 1 - share << "\nset origin 0,0\nset title '"
+       << (metrics.back().played.size() == 1
+               ? "believed gain of a round (what is played should gain the most a second)"
+               : "believed reward")
+       << ", 95 % intervals'\nset autoscale y\nset ytics auto\nset xlabel 'round'\n"
        << "set style fill transparent solid 0.12 noborder\nset key outside right\n";
   each_arm([&](const std::string& arm) {
     plot << "$believed" << arm << " using 1:($2 - $3):($2 + $3) with filledcurves lt " << arm

@@ -413,6 +413,10 @@ TEST_CASE_FIXTURE(Fixture, "a run that is there is neither lost nor mixed with a
   CHECK(errors.find("--overwrite") != std::string::npos);
   CHECK(lines_of(errors).size() <= 3);
   CHECK(metrics("out") == before);
+  CHECK(run("out", {"--overwrite", "--learning-rate", "1e38"}) == 2);
+  CHECK(metrics("out") == before);
+  CHECK(fs::exists(folder.path / "out/adapter.safetensors"));
+  REQUIRE_MESSAGE(run("out", {"--resume"}) == 0, errors);
   REQUIRE_MESSAGE(run("out", {"--seed", "3", "--overwrite"}) == 0, errors);
   CHECK(metrics("out") != before);
 }
@@ -484,6 +488,7 @@ TEST_CASE_FIXTURE(Fixture, "a run that diverges says so, and what to do") {
   CHECK(run("out", {"--learning-rate", "1e38"}) == 2);
   CHECK(errors.find("diverged") != std::string::npos);
   CHECK(errors.find("--learning-rate") != std::string::npos);
+  CHECK(fs::is_empty(folder.path / "out"));
 }
 
 TEST_CASE_FIXTURE(Fixture, "a head alone is trained with rank 0, and help tells the cost model") {

@@ -176,6 +176,7 @@ TEST_CASE("merge_lora and unmerge_lora reach every adapter and restore every bit
   const auto x = torch::randn({5, 4});
   const auto expected = model->forward(x).detach();
   droppeft::merge_lora(*model);
+  model->eval();
   CHECK(model->head->merged());
   CHECK(torch::allclose(model->forward(x), expected, 1e-4, 1e-5));
   droppeft::unmerge_lora(*model);

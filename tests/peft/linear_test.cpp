@@ -214,10 +214,13 @@ TEST_CASE("merged, forward gives the same within rounding, and the adapter has n
     const auto expected = linear->forward(x).detach();
     linear->merge();
     CHECK(linear->merged());
+    CHECK_THROWS_WITH_AS(linear->forward(x), doctest::Contains("unmerge() first"), Throws);
+    linear->eval();
     const auto y = linear->forward(x);
     CHECK(relative_error(y.detach(), expected) < tolerance);
     y.sum().backward();
     CHECK_FALSE(linear->lora->A.grad().defined());
+    linear->train();
     linear->unmerge();
     CHECK_FALSE(linear->merged());
     CHECK(torch::equal(linear->forward(x), expected));
@@ -352,6 +355,7 @@ TEST_CASE("under autocast the output has autocast's dtype and the gradients the 
   CHECK((linear->lora->A.grad().scalar_type() == torch::kFloat));
   CHECK((linear->weight.grad().scalar_type() == torch::kFloat));
   linear->merge();
+  linear->eval();
   const Autocast autocast;
   CHECK(relative_error(linear->forward(x).detach(), expected) < 2e-2);
 }

@@ -45,8 +45,12 @@ class LinearImpl : public torch::nn::Cloneable<LinearImpl> {
     if (unmerged_weight_.defined()) unmerged_weight_ = unmerged_weight_.clone();
   }
 
-  /// x: [..., in_features] -> x W^T + b + s B (A dropout(x)): [..., out_features].
+  /// x: [..., in_features] -> x W^T + b + s B (A dropout(x)): [..., out_features]. Throws
+  /// std::invalid_argument for another width when there is an adapter, and when one that is to be
+  /// trained is merged in training mode, with gradients.
   at::Tensor forward(const at::Tensor& x) {
+    check(!merged() || !is_training() || !at::GradMode::is_enabled() || !lora->A.requires_grad(),
+          "droppeft::Linear: merged, its adapter would not be trained: unmerge() first, or eval()");
     if (!lora || merged()) return at::linear(x, weight, bias);
     check(x.dim() >= 1 && x.size(-1) == options.in_features(),
           "droppeft::Linear: the last dimension of the input must be ", options.in_features(),
