@@ -101,7 +101,7 @@ class Study {
                              test_rows + server_rows)),
         model_(config_, static_cast<std::int64_t>(data_.labels.size())),
         names_("encoder.layer."),
-        cost_{config_, 8},
+        cost_{config_, 8, sizeof(float)},
         test_(test_rows),
         server_(server_rows) {
     droppeft::require(data_.test.size() == test_rows + server_rows, "gains: too few test rows");
