@@ -140,7 +140,7 @@ void record_step_skip(Report& report, const Shape& shape) {
 
 /// The derivation is in docs/bench.md.
 std::int64_t derived_peak(const Shape& shape, std::int64_t k) {
-  const std::int64_t saved = 40 * shape.width + 4 * shape.heads + 2 * 4 + 2 * 4 * rank;
+  const std::int64_t saved = 36 * shape.width + 2 * 4 + 2 * 4 * rank;
   return (k * saved + 36 * shape.width) * shape.tokens();
 }
 

@@ -30,22 +30,24 @@ struct LayerCost {
 
   /// Bytes of a training step on so many sequences of so many places, padding too, beside the
   /// weights. As derived in docs/bench.md, f being the inner width and e the element size: each
-  /// active layer keeps 6 d + f numbers of the encoder's a place, and in fp32 whatever e is, the
-  /// low-rank products and what norms and attention know of a row: e (6 d + f) + 8 r + 4 a + 8
-  /// bytes, in bf16 e (6 d + f) + 8 r + 16 (not attention's output, but the norms' sums). The one
-  /// that runs needs 2 e f more, in bf16 attention 8 a times the length and 8 d, if that is more.
-  /// In fp32 a norm some of whose weights are below 1/64 of their bias keeps 4 d more. Upper bounds
-  /// beside that: 4 e d a place for the embeddings and the head's input (its fp32 copy of a bf16
-  /// output included, which takes 2 e d), and the trained parameters, always fp32, five times (old,
-  /// new, gradient, two moments). Not counted: what attention in fp32 needs for each thread, which
-  /// only shows where all else is kilobytes.
+  /// active layer keeps 5 d + f numbers of the encoder's a place, d more in bf16 (the norms' sums)
+  /// and for sequences of more than 256 places (attention's output), and in fp32 whatever e is, the
+  /// low-rank products, 8 r bytes, and what norms and attention know of a row: 8 bytes, in bf16 16,
+  /// for long sequences 4 a more. The one that runs needs 2 e f more, in bf16 attention 8 a times
+  /// the length and 8 d, if that is more. In fp32 a norm some of whose weights are below 1/64 of
+  /// their bias keeps 4 d more. Upper bounds beside that: 4 e d a place for the embeddings and the
+  /// head's input (its fp32 copy of a bf16 output included, which takes 2 e d), and the trained
+  /// parameters, always fp32, five times (old, new, gradient, two moments). Not counted: what
+  /// attention in fp32 needs for each thread, which only shows where all else is kilobytes.
   droppeft::StepBytes step_bytes(std::int64_t sequences, std::int64_t length,
                                  std::int64_t trained_bytes) const {
     const double n = number(sequences * length), d = number(config.width);
     const double f = number(config.inner), a = number(config.heads);
     const auto e = static_cast<double>(element_size);
     const bool half = element_size == 2;
-    const double kept = e * (6 * d + f) + 8 * number(rank) + (half ? 16 : 4 * a + 8);
+    const bool near = length * length <= droppeft::detail::most_scores;
+    const double kept = e * ((half || !near ? 6 : 5) * d + f) + 8 * number(rank) +
+                        (half ? 16 : 8 + (near ? 0 : 4 * a));
     const double running = std::max(2 * e * f, half ? 8 * (a * number(length) + d) : 0);
     return {n * kept, n * (4 * e * d + running) + 5 * number(trained_bytes)};
   }

@@ -144,10 +144,10 @@ TORCH_MODULE(BertIntermediate);
 /// One encoder layer: [N, d] -> [N, d].
 ///
 /// With adapters on query and value only, fp32, T = N = B S tokens, width d, a heads, it keeps for
-/// backward: x, q, k, v, the attention's output, the first norm's output (d each) and gelu's input
-/// (4 d): 10 d floats, and the attention's log-sum-exp: (40 d + 4 a) T bytes; beside them 4 T bytes
-/// a norm, the low-rank products and, where there is padding, the mask. Its own output, which the
-/// second norm keeps, is the next layer's x.
+/// backward: x, q, k, v, the first norm's output (d each) and gelu's input (4 d): 9 d floats, 36 d T
+/// bytes; beside them 4 T bytes a norm, the low-rank products and, where there is padding, the
+/// mask. Its own output, which the second norm keeps, is the next layer's x. Sequences of more than
+/// 256 tokens keep attention's output and log-sum-exps too: (40 d + 4 a) T bytes.
 struct BertLayerImpl : torch::nn::Cloneable<BertLayerImpl> {
   explicit BertLayerImpl(const BertConfig& settings) : config(settings) { reset(); }
 

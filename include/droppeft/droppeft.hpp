@@ -58,6 +58,7 @@
 #include "droppeft/io/safetensors.hpp"
 #include "droppeft/io/wordpiece.hpp"
 #include "droppeft/kernels/cpu/adamw.hpp"
+#include "droppeft/kernels/cpu/attention.hpp"
 #include "droppeft/kernels/cpu/dropout.hpp"
 #include "droppeft/kernels/cpu/dropout_add_norm.hpp"
 #include "droppeft/kernels/cpu/rows.hpp"

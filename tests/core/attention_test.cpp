@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "droppeft/memory/meter.hpp"
 #include "support.hpp"
 
 namespace {
@@ -62,7 +63,50 @@ TEST_CASE("attention and its gradients are those of double arithmetic") {
       compare(dtype, 5, 5, padded);
       compare(dtype, 37, 37, padded);
       compare(dtype, 8, 20, padded);
+      compare(dtype, 300, 260, padded);  // more scores than our kernel takes
     }
+}
+
+TEST_CASE("in fp32 it keeps q, k and v alone, and the bits for any number of threads") {
+  torch::manual_seed(3);
+  const auto random = [] { return torch::randn({3, 19, 4, 16}).transpose(1, 2); };
+  const Tensor q = random().requires_grad_(), k = random().requires_grad_(), v = random();
+  const Tensor gradient = random();
+  const int before = torch::get_num_threads();
+  std::vector<Tensor> first;
+  for (const int threads : {1, 2, 5}) {
+    torch::set_num_threads(threads);
+    const droppeft::MemoryMeter meter;
+    const Tensor y = droppeft::attention(q, k, v);
+    CHECK(meter.current() == q.numel() * 4);  // y itself
+    auto all = torch::autograd::grad({y}, {q, k}, {gradient});
+    all.push_back(y.detach());
+    if (first.empty()) first = all;
+    for (std::size_t i = 0; i < all.size(); ++i) CHECK(torch::equal(all[i], first[i]));
+  }
+  torch::set_num_threads(before);
+  // As a linear map takes it, without a copy.
+  CHECK(droppeft::attention(q, k, v).transpose(1, 2).is_contiguous());
+}
+
+TEST_CASE("what is no case for the kernel gives the same") {
+  torch::manual_seed(4);
+  const Tensor q = torch::randn({2, 3, 6, 8}), k = torch::randn({2, 3, 7, 8}), v = k + 1;
+  const auto wanted = [&](const Tensor& bias) {
+    return in_doubles(q.to(torch::kDouble), k.to(torch::kDouble), v.to(torch::kDouble),
+                      bias.to(torch::kDouble));
+  };
+  const Tensor none = torch::zeros({}), full = torch::randn({6, 7});
+  CHECK(distance(droppeft::attention(q, k, v, full), wanted(full)) < 1e-6);
+  CHECK(distance(
+            droppeft::attention(q.to(torch::kDouble), k.to(torch::kDouble), v.to(torch::kDouble)),
+            wanted(none)) < 1e-12);
+  CHECK(distance(droppeft::attention(q[0], k[0], v[0]), wanted(none)[0]) < 1e-6);
+  const Tensor turned = q.transpose(2, 3).contiguous().transpose(2, 3);
+  CHECK(distance(droppeft::attention(turned, k, v), wanted(none)) < 1e-6);
+  CHECK(droppeft::attention(torch::empty({0, 3, 6, 8}), torch::empty({0, 3, 7, 8}),
+                            torch::empty({0, 3, 7, 8}))
+            .sizes() == torch::IntArrayRef({0, 3, 6, 8}));
 }
 
 TEST_CASE("what has a gradient for the bias, or is differentiated twice, is right too") {
@@ -79,17 +123,20 @@ TEST_CASE("what has a gradient for the bias, or is differentiated twice, is righ
                in_doubles(q.detach().to(torch::kDouble), k.to(torch::kDouble), v.to(torch::kDouble),
                           torch::zeros({6, 6}, torch::kDouble).masked_fill(~mask, -1e9))) < 1e-2);
 
-  const Tensor y = droppeft::attention(q, k, v);
-  const Tensor first =
-      torch::autograd::grad({y.square().sum()}, {q}, {}, std::nullopt, /*create_graph=*/true)[0];
-  const Tensor q64 = q.detach().to(torch::kDouble).requires_grad_();
-  const Tensor y64 =
-      in_doubles(q64, k.to(torch::kDouble), v.to(torch::kDouble), torch::zeros({}, torch::kDouble));
-  const Tensor first64 =
-      torch::autograd::grad({y64.square().sum()}, {q64}, {}, std::nullopt, true)[0];
-  const Tensor second = torch::autograd::grad({first.sum()}, {q})[0];
-  const Tensor second64 = torch::autograd::grad({first64.sum()}, {q64})[0];
-  CHECK(distance(second, second64) < 0.1);
+  for (const auto dtype : {torch::kBFloat16, torch::kFloat}) {
+    const Tensor q2 = q.detach().to(dtype).requires_grad_();
+    const Tensor y = droppeft::attention(q2, k.to(dtype), v.to(dtype));
+    const Tensor first =
+        torch::autograd::grad({y.square().sum()}, {q2}, {}, std::nullopt, /*create_graph=*/true)[0];
+    const Tensor q64 = q.detach().to(torch::kDouble).requires_grad_();
+    const Tensor y64 = in_doubles(q64, k.to(torch::kDouble), v.to(torch::kDouble),
+                                  torch::zeros({}, torch::kDouble));
+    const Tensor first64 =
+        torch::autograd::grad({y64.square().sum()}, {q64}, {}, std::nullopt, true)[0];
+    const Tensor second = torch::autograd::grad({first.sum()}, {q2})[0];
+    const Tensor second64 = torch::autograd::grad({first64.sum()}, {q64})[0];
+    CHECK(distance(second, second64) < (dtype == torch::kFloat ? 1e-5 : 0.1));
+  }
 }
 
 }  // namespace
