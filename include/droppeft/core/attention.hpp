@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdint>
 #include <optional>
+#include <type_traits>
 
 #include "droppeft/core/parallel.hpp"
 #include "droppeft/kernels/cpu/attention.hpp"
@@ -90,7 +91,11 @@ class AttentionHeads {
 
   template <class T>
   static cpu::HeadRows<T> of_head(const at::Tensor& x, std::int64_t b, std::int64_t a) {
-    return {x.mutable_data_ptr<float>() + b * x.stride(0) + a * x.stride(1), x.stride(2)};
+    const std::int64_t offset = b * x.stride(0) + a * x.stride(1);
+    if constexpr (std::is_const_v<T>)
+      return {x.const_data_ptr<float>() + offset, x.stride(2)};
+    else
+      return {x.mutable_data_ptr<float>() + offset, x.stride(2)};
   }
 
   cpu::AttentionHead head(std::int64_t b, std::int64_t a) const {
