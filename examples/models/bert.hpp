@@ -144,8 +144,8 @@ TORCH_MODULE(BertIntermediate);
 /// One encoder layer: [N, d] -> [N, d].
 ///
 /// With adapters on query and value only, fp32, T = N = B S tokens, width d, a heads, it keeps for
-/// backward: x, q, k, v, the first norm's output (d each) and gelu's input (4 d): 9 d floats, 36 d T
-/// bytes; beside them 4 T bytes a norm, the low-rank products and, where there is padding, the
+/// backward: x, q, k, v, the first norm's output (d each) and gelu's input (4 d): 9 d floats, 36 d
+/// T bytes; beside them 4 T bytes a norm, the low-rank products and, where there is padding, the
 /// mask. Its own output, which the second norm keeps, is the next layer's x. Sequences of more than
 /// 256 tokens keep attention's output and log-sum-exps too: (40 d + 4 a) T bytes.
 struct BertLayerImpl : torch::nn::Cloneable<BertLayerImpl> {
