@@ -166,8 +166,7 @@ inline nlohmann::json print_machine(std::ostream& out) {
 
   double load = 0;
   getloadavg(&load, 1);
-  warn(load > 0.5, "other work on the machine within the last minute: its load is " +
-                       std::to_string(load) + ", not 0");
+  warn(load > 0.5, "other or earlier work on the machine within the last minute (its load)");
   const double fma = limits::all_threads_fma() * 1e-9 / fastest(5, limits::all_threads_fma);
   limits::Gemm matrices(at::kFloat);
   const double gemm = limits::Gemm::flops * 1e-9 / fastest(5, [&] { matrices.multiply(); });

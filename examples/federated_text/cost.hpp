@@ -34,11 +34,11 @@ struct LayerCost {
   /// and for sequences of more than 256 places (attention's output), and in fp32 whatever e is, the
   /// low-rank products, 8 r bytes, and what norms and attention know of a row: 8 bytes, in bf16 16,
   /// for long sequences 4 a more. The one that runs needs 2 e f more, in bf16 attention 8 a times
-  /// the length and 8 d, if that is more. In fp32 a norm some of whose weights are below 1/64 of
-  /// their bias keeps 4 d more. Upper bounds beside that: 4 e d a place for the embeddings and the
-  /// head's input (its fp32 copy of a bf16 output included, which takes 2 e d), and the trained
-  /// parameters, always fp32, five times (old, new, gradient, two moments). Not counted: what
-  /// attention in fp32 needs for each thread, which only shows where all else is kilobytes.
+  /// the length and 8 d, if that is more. In fp32 a second norm some of whose weights are below
+  /// 1/64 of their bias keeps 4 d more. Upper bounds beside that: 4 e d a place for the embeddings
+  /// and the head's input (its fp32 copy of a bf16 output included, which takes 2 e d), and the
+  /// trained parameters, always fp32, five times (old, new, gradient, two moments). Not counted:
+  /// what attention in fp32 needs for each thread, which only shows where all else is kilobytes.
   droppeft::StepBytes step_bytes(std::int64_t sequences, std::int64_t length,
                                  std::int64_t trained_bytes) const {
     const double n = number(sequences * length), d = number(config.width);

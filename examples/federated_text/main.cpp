@@ -220,7 +220,8 @@ void clear(const fs::path& folder, bool checkpoint_too) {
 }
 
 /// Plays the rounds of one method that are still to be played, keeping `folder` up to date.
-/// `begun` is called when the first of them is safe in the checkpoint, and nothing else is written.
+/// `begun` is called when the first of them is safe in the checkpoint and nothing else is written,
+/// if an older run may have left files: with --overwrite, or where one that was stopped goes on.
 Run play(const Settings& settings, const fs::path& folder, const TextData& data,
          const BertConfig& config, const std::function<void()>& begun) {
   torch::manual_seed(settings.seed);
@@ -258,7 +259,7 @@ Run play(const Settings& settings, const fs::path& folder, const TextData& data,
                      behind + next * static_cast<double>(done) / static_cast<double>(all));
       });
       federation.save(checkpoint);
-      if (first) begun();
+      if (first && (settings.overwrite || federation.rounds_done() > 1)) begun();
       write_metrics();
       console.round(metrics);
     }
@@ -316,8 +317,7 @@ void federated_text(const Settings& settings) {
   for (const auto& folder : folders) check_out(settings, folder);
   const auto clear_all = [&] {
     const auto& first_played = settings.compare ? plain_folder : settings.out;  // has a new one
-    if (settings.overwrite)
-      for (const auto& folder : folders) clear(folder, /*checkpoint_too=*/folder != first_played);
+    for (const auto& folder : folders) clear(folder, /*checkpoint_too=*/folder != first_played);
   };
   if (settings.threads > 0) at::set_num_threads(static_cast<int>(settings.threads));
   const BertConfig config = read_bert_config(settings.model);

@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -145,6 +146,20 @@ TEST_CASE("a head and its gradients are those of double arithmetic") {
           const double score = 0.4 * 4 * static_cast<double>(width) + 2;
           CHECK(problem.worst() < 4 * score * 0x1p-24);
         }
+}
+
+TEST_CASE("all keys masked: zeros, with gradients of zero; any NaN stays one") {
+  for (const Isa isa : isas()) {
+    Problem problem(9, 21, 16, 0, false);
+    std::fill(problem.bias.begin(), problem.bias.end(), -std::numeric_limits<float>::infinity());
+    problem.run(isa);
+    for (const Numbers* out : {&problem.y, &problem.gq, &problem.gk, &problem.gv})
+      CHECK(*out == Numbers(out->size(), 0.0F));
+    Problem broken(9, 21, 16, 0, false);
+    broken.k[20] = std::bit_cast<float>(0xFFFFFFFFU);
+    broken.run(isa);
+    for (const float number : broken.y) CHECK(std::isnan(number));
+  }
 }
 
 TEST_CASE("nothing beside the rows is written") {

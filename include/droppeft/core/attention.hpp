@@ -166,6 +166,7 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
 /// - bf16, where LibTorch multiplies block by block and takes several times as long as the model's
 ///   linear maps: whole products. They need 8 L S bytes a head and sequence for a while; not for
 ///   sequences of thousands.
+/// A row whose scores are all -infinity gives zeros, in bf16 NaN.
 /// A bias that is trained, or of bools (which LibTorch masks by), is left to LibTorch.
 inline at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                             const at::Tensor& bias = {}) {

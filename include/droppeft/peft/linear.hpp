@@ -49,7 +49,8 @@ class LinearImpl : public torch::nn::Cloneable<LinearImpl> {
   /// std::invalid_argument for another width when there is an adapter, and when one that is to be
   /// trained is merged in training mode, with gradients.
   at::Tensor forward(const at::Tensor& x) {
-    check(!merged() || !is_training() || !at::GradMode::is_enabled() || !lora->A.requires_grad(),
+    check(!merged() || !is_training() || !at::GradMode::is_enabled() ||
+              !(lora->A.requires_grad() || lora->B.requires_grad()),
           "droppeft::Linear: merged, its adapter would not be trained: unmerge() first, or eval()");
     if (!lora || merged()) return at::linear(x, weight, bias);
     check(x.dim() >= 1 && x.size(-1) == options.in_features(),
@@ -116,7 +117,8 @@ class LinearImpl : public torch::nn::Cloneable<LinearImpl> {
 /// base weights bit-identical. The adapter works in its own dtype (fp32 unless moved) when the base
 /// is bf16 or fp16, and follows autocast.
 ///
-/// Throws std::invalid_argument for sizes < 1 and, with an adapter, an input of another width.
+/// Throws std::invalid_argument for sizes < 1 and, with an adapter, an input of another width or a
+/// merged one that is to be trained.
 /// Freezing is not its business: see add_lora.hpp. Clone with droppeft::clone.
 TORCH_MODULE(Linear);
 

@@ -18,8 +18,9 @@ struct HeadRows {
 ///
 ///     P = softmax(scale q k^T + bias),  y = P v
 ///
-/// in fp32. The scores of a head stand in scratch memory, which should fit a core's cache: for
-/// hundreds of keys, not for thousands. Backward makes P anew, so nothing but q, k and v is kept.
+/// in fp32; P is 0 in a row whose scores are all -infinity. The scores of a head stand in scratch
+/// memory, which should fit a core's cache: for hundreds of keys, not for thousands. Backward makes
+/// P anew, so nothing but q, k and v is kept.
 ///
 /// Source: Vaswani et al., "Attention is all you need", arXiv 1706.03762, equation 1.
 struct AttentionHead {
@@ -100,7 +101,8 @@ template <int W>
   run.template operator()<1>();
 }
 
-/// exp(x) for x <= 0, within 2e-7 relative; 0 below -87. The polynomial is that of Cephes' expf.
+/// exp(x) for x <= 0, within 2e-7 relative; 0 below -87, NaN for any NaN. The polynomial is that of
+/// Cephes' expf.
 template <class P>
 [[gnu::always_inline]] inline void exp_of_negative(P& x) {
   using Words = Pack<std::int32_t, pack_size<P>>;
@@ -117,7 +119,7 @@ template <class P>
   p = p * r + 5.0000001201e-1F;
   p = p * r * r + r + 1.0F;
   const Words power = (reinterpret_cast<Words>(rounded) << 23) + reinterpret_cast<Words>(p);
-  x = tiny ? P{} : reinterpret_cast<P>(power);
+  x = tiny ? P{} : P(reinterpret_cast<P>(power) + (clamped - clamped));
 }
 
 /// to [columns, stride of its own] = from [rows, columns] transposed, zeros after the rows.
@@ -158,6 +160,7 @@ template <int W>
     }
     float highest = most[0];
     for (int j = 1; j < W; ++j) highest = most[j] > highest ? most[j] : highest;
+    if (highest == -std::numeric_limits<float>::infinity()) highest = 0;
     Pack<float, W> sums{};
     for (std::int64_t j = 0; j < padded; j += W) {
       Pack<float, W> weight;
@@ -167,7 +170,7 @@ template <int W>
       store(row + j, weight);
       sums += weight;
     }
-    const float inverse = 1 / sum(sums);
+    const float total = sum(sums), inverse = total == 0 ? 0 : 1 / total;
     for (std::int64_t j = 0; j < padded; j += W) {
       Pack<float, W> weight;
       load(weight, row + j);
