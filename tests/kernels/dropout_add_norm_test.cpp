@@ -143,43 +143,44 @@ struct Problem {
   DropoutAddNorm<T> call;
 };
 
+/// function(isa, norm, width, rate) for all of them.
+template <class Function>
+void for_settings(const Function& function) {
+  for (const Isa isa : isas())
+    for (const Norm norm : {Norm::layer, Norm::rms})
+      for (const std::int64_t width : {1, 2, 15, 17, 128, 130, 384})
+        for (const double rate : {0.0, 0.3}) {
+          CAPTURE(static_cast<int>(isa));
+          CAPTURE(static_cast<int>(norm));
+          CAPTURE(width);
+          CAPTURE(rate);
+          function(isa, norm, width, rate);
+        }
+}
+
 }  // namespace
 
 TEST_CASE_TEMPLATE("outputs and gradients are those of double arithmetic", T, float, BFloat16) {
   // Numbers are of the order of one: a few roundings of each.
   const double tolerance = std::is_same_v<T, float> ? 16 * 0x1p-24 : 3 * 0x1p-9;
-  for (const Isa isa : isas())
-    for (const Norm norm : {Norm::layer, Norm::rms})
-      for (const std::int64_t width : {1, 2, 15, 17, 128, 130, 384})
-        for (const double rate : {0.0, 0.3}) {
-          CAPTURE(static_cast<int>(isa));
-          CAPTURE(static_cast<int>(norm));
-          CAPTURE(width);
-          CAPTURE(rate);
-          Problem<T> all(norm, 5, width, rate);
-          all.run(isa, {0, 5});
-          CHECK(all.worst(tolerance) < 1);
-          Problem<T> some(norm, 6, width, rate, {2, -1, 0, -1, -1, 1});
-          some.run(isa, {0, 6});
-          CHECK(some.worst(tolerance) < 1);
-        }
+  for_settings([=](Isa isa, Norm norm, std::int64_t width, double rate) {
+    Problem<T> all(norm, 5, width, rate);
+    all.run(isa, {0, 5});
+    CHECK(all.worst(tolerance) < 1);
+    Problem<T> some(norm, 6, width, rate, {2, -1, 0, -1, -1, 1});
+    some.run(isa, {0, 6});
+    CHECK(some.worst(tolerance) < 1);
+  });
 }
 
 TEST_CASE("gradients from y are those from the sum, to the rounding of y") {
-  for (const Isa isa : isas())
-    for (const Norm norm : {Norm::layer, Norm::rms})
-      for (const std::int64_t width : {1, 2, 15, 17, 128, 130, 384})
-        for (const double rate : {0.0, 0.3}) {
-          CAPTURE(static_cast<int>(isa));
-          CAPTURE(static_cast<int>(norm));
-          CAPTURE(width);
-          CAPTURE(rate);
-          Problem<float> problem(norm, 6, width, rate, {2, -1, 0, -1, -1, 1});
-          // |bias / weight| <= 2.4: what is known of h is worth (1 + 2.4) roundings, not 1.
-          for (float& number : problem.weight) number += number < 0 ? -0.25F : 0.25F;
-          problem.run(isa, {0, 6}, /*from_y=*/true);
-          CHECK(problem.worst(3.4 * 16 * 0x1p-24) < 1);
-        }
+  for_settings([](Isa isa, Norm norm, std::int64_t width, double rate) {
+    Problem<float> problem(norm, 6, width, rate, {2, -1, 0, -1, -1, 1});
+    // |bias / weight| <= 2.4: what is known of h is worth (1 + 2.4) roundings, not 1.
+    for (float& number : problem.weight) number += number < 0 ? -0.25F : 0.25F;
+    problem.run(isa, {0, 6}, /*from_y=*/true);
+    CHECK(problem.worst(3.4 * 16 * 0x1p-24) < 1);
+  });
 }
 
 TEST_CASE_TEMPLATE("pieces of rows make the bits of the whole", T, float, BFloat16) {

@@ -11,7 +11,7 @@
 #include <optional>
 #include <type_traits>
 
-#include "droppeft/core/parallel.hpp"
+#include "droppeft/core/kernel_tensors.hpp"
 #include "droppeft/kernels/cpu/attention.hpp"
 
 namespace droppeft {
@@ -43,8 +43,7 @@ class AttentionHeads {
   static bool fit(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                   const at::Tensor& bias) {
     const auto floats = [](const at::Tensor& x) {
-      return x.is_cpu() && x.scalar_type() == at::kFloat && x.layout() == at::kStrided &&
-             !x.is_neg() && x.dim() == 4;
+      return x.is_cpu() && has_kernel(x) && x.scalar_type() == at::kFloat && x.dim() == 4;
     };
     if (!floats(q) || !floats(k) || !floats(v) || at::autocast::is_autocast_enabled(at::kCPU))
       return false;

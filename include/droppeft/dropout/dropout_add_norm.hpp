@@ -67,12 +67,13 @@ inline at::Tensor branch_rows(const at::Tensor& rows, std::int64_t count) {
 enum class KeptNorm { sum, y, nothing };
 
 /// Is h = (y - bias) / weight good to 2^-18, also where tiny numbers are flushed to zero?
-inline bool y_tells_norm(const at::Tensor& y, const at::Tensor& weight, const at::Tensor& bias) {
-  if (!y.is_cpu() || y.scalar_type() != at::kFloat) return false;
+inline bool y_tells_norm(const at::Tensor& like_y, const at::Tensor& weight,
+                         const at::Tensor& bias) {
+  if (!like_y.is_cpu() || like_y.scalar_type() != at::kFloat) return false;
   const auto* const w = kernel_data<const float>(weight);
   const auto* const b = kernel_data<const float>(bias);
   bool good = true;
-  for (std::int64_t i = 0; i < row_width(y); ++i) {
+  for (std::int64_t i = 0; i < row_width(like_y); ++i) {
     const float size = w == nullptr ? 1 : std::abs(w[i]), shift = b == nullptr ? 0 : std::abs(b[i]);
     good = good && size >= 0x1p-108F && shift <= 64 * size;
   }
